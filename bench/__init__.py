@@ -1,0 +1,1 @@
+"""Named scenarios that measure the real thing, beside its rivals and in one run."""

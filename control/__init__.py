@@ -1,0 +1,1 @@
+"""Composes: the only place that knows configuration, database, HTTP API and users."""
