@@ -29,7 +29,9 @@ class GlissadeError(Exception):
 
 
 class StoreError(GlissadeError):
-    """A store refused or failed. `store` and `key` say where; `key` is None when the store as a whole is meant."""
+    """A store refused or failed. `store` and `key` say where; `key` is None when the store as a whole is
+    meant.
+    """
 
     code = "store_error"
 
@@ -52,7 +54,9 @@ class AlreadyExistsError(StoreError):
 
 
 class InvalidKeyError(StoreError):
-    """The key cannot name an object of this store (path separators, `..`, empty, too long, a symlink, not a regular file)."""
+    """The key cannot name an object of this store (path separators, `..`, empty, too long, a symlink, not a
+    regular file).
+    """
 
     code = "invalid_key"
 
@@ -107,7 +111,9 @@ class TruncatedError(UnavailableError):
 
 
 class SourceRefusedError(StoreError):
-    """The source answered with a definite refusal, or with something that cannot be trusted to be the image."""
+    """The source answered with a definite refusal, or with something that cannot be trusted to be the
+    image.
+    """
 
     code = "source_refused"
 
@@ -119,14 +125,18 @@ class AddressRefusedError(SourceRefusedError):
 
 
 class StoreIOError(StoreError):
-    """The device or file system failed (EIO and the like); this attempt is dead, a new one may use other blocks."""
+    """The device or file system failed (EIO and the like); this attempt is dead, a new one may use other
+    blocks.
+    """
 
     code = "store_io_error"
     retryable = True
 
 
 class OffloadDeclinedError(StoreError):
-    """This offload cannot be done for this pair; nothing was changed, stream instead. The only "fall back" there is."""
+    """This offload cannot be done for this pair; nothing was changed, stream instead. The only "fall back"
+    there is.
+    """
 
     code = "offload_declined"
 

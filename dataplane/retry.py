@@ -1,4 +1,6 @@
-"""How often and how patiently to try again: numbers only, the loops are in `drivers/wrap/retrying.py` and the worker."""
+"""How often and how patiently to try again: numbers only, the loops are in `drivers/wrap/retrying.py` and
+the worker.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Exponential back-off with full jitter between `first_wait_s` and `longest_wait_s`; `attempts` includes the first try.
+    """Exponential back-off with full jitter between `first_wait_s` and `longest_wait_s`; `attempts`
+    includes the first try.
 
     Full jitter: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
     """

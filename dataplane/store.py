@@ -1,10 +1,11 @@
 """What a store is to the data plane: protocols and the values that cross them.
 
 A driver implements `Source` (reading) or `Driver` (reading and writing). Everything beyond the required
-methods is data in `Capabilities`: wrappers and configuration can switch it, and nobody asks for method names.
+methods is data in `Capabilities`: wrappers and configuration can switch it, and nobody asks for method
+names.
 
-Keys are flat names (an image id); offsets and sizes are bytes; a size that is unknown is `None`, zero is a size.
-All methods run on the event loop and never block it.
+Keys are flat names (an image id); offsets and sizes are bytes; a size that is unknown is `None`, zero is a
+size. All methods run on the event loop and never block it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ GIB = 1024 * MIB
 class ObjectInfo:
     """What a store says about one object.
 
-    `identity` is an opaque token that differs as soon as the object is replaced or rewritten (device, inode, mtime and
-    ctime; ETag and version; RBD image id), or None where the store has nothing of the kind. `location` is the URL
-    as glance_store would write it, or None for a pure source. `location_metadata` goes beside it in the catalogue.
+    `identity` is an opaque token that differs as soon as the object is replaced or rewritten (device,
+    inode, mtime and ctime; ETag and version; RBD image id), or None where the store has nothing of the
+    kind. `location` is the URL as glance_store would write it, or None for a pure source.
+    `location_metadata` goes beside it in the catalogue.
     """
 
     key: str
@@ -42,24 +44,28 @@ class ObjectInfo:
 class ReadOptions:
     """How to open an object for reading.
 
-    `offset_bytes`/`length_bytes` select a range (length None: to the end). `identity`: refuse with `ObjectChangedError` when the
-    object is not this one any more (HTTP: If-Range). `bypass_cache`: read the medium, not a cache of it (files: O_DIRECT
-    or after dropping the page cache; network stores: a fresh connection), for read-back verification.
+    `offset_bytes`/`length_bytes` select a range (length None: to the end). `identity`: refuse with
+    `ObjectChangedError` when the object is not this one any more (HTTP: If-Range). `bypass_cache`: read the
+    medium, not a cache of it (files: O_DIRECT or after dropping the page cache; network stores: a fresh
+    connection), for read-back verification. `accept_unknown_size`: the caller knows the size or a digest
+    and will check it, so a source that cannot announce a length may be read all the same.
     """
 
     offset_bytes: int = 0
     length_bytes: int | None = None
     identity: str | None = None
     bypass_cache: bool = False
+    accept_unknown_size: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteOptions:
     """How to write an object.
 
-    `size_bytes` is the exact size when known; a session that receives another number of bytes fails on commit with
-    `SizeMismatchError`. `attempt` names this attempt: everything the session creates carries the name, so that
-    `Driver.clear_attempt` finds it after a crash. None: nobody will come back for it, commit leaves no mark.
+    `size_bytes` is the exact size when known; a session that receives another number of bytes fails on
+    commit with `SizeMismatchError`. `attempt` names this attempt: everything the session creates carries
+    the name, so that `Driver.clear_attempt` finds it after a crash. None: nobody will come back for it,
+    commit leaves no mark.
     """
 
     size_bytes: int | None = None
@@ -67,7 +73,9 @@ class WriteOptions:
 
 
 class Intent(StrEnum):
-    """Why bytes are copied: a moved object may share its storage with the source, a copy must be independent."""
+    """Why bytes are copied: a moved object may share its storage with the source, a copy must be
+    independent.
+    """
 
     COPY = "copy"
     MOVE = "move"
@@ -85,8 +93,8 @@ class OffloadOptions:
 class OffloadOffer:
     """By which method a destination would take an object, and why that one.
 
-    `shares_storage`: destination and source are the same stored bytes (a hard link): a read-back proves nothing that
-    the identity does not.
+    `shares_storage`: destination and source are the same stored bytes (a hard link): a read-back proves
+    nothing that the identity does not.
     """
 
     method: str
@@ -106,14 +114,19 @@ class OffloadCopy(Protocol):
     """Takes an object from another store of the same kind without its bytes passing through us."""
 
     async def offer(self, source: Source, info: ObjectInfo, options: OffloadOptions) -> OffloadOffer:
-        """Say by which method `__call__` would copy, changing nothing. Raises `OffloadDeclinedError` with the reason."""
+        """Say by which method `__call__` would copy, changing nothing. Raises `OffloadDeclinedError` with
+        the reason.
+        """
         ...
 
-    async def __call__(self, source: Source, info: ObjectInfo, key: str, options: OffloadOptions) -> Offloaded:
+    async def __call__(
+        self, source: Source, info: ObjectInfo, key: str, options: OffloadOptions
+    ) -> Offloaded:
         """Copy; on return the object is as durable and visible as after `WriteSession.commit`.
 
-        Raises `OffloadDeclinedError` when it cannot be done for this pair, with nothing changed; `AlreadyExistsError` when the key
-        is taken; any other error is a failure and leaves nothing behind. Cancellation leaves nothing behind.
+        Raises `OffloadDeclinedError` when it cannot be done for this pair, with nothing changed;
+        `AlreadyExistsError` when the key is taken; any other error is a failure and leaves nothing behind.
+        Cancellation leaves nothing behind.
         """
         ...
 
@@ -122,8 +135,8 @@ class OffloadCopy(Protocol):
 class Capabilities:
     """Facts about this configured store, and optional operations as a callable or None.
 
-    `origin` is what a destination of the same kind needs to offload from this store; only drivers of that kind
-    understand it (isinstance). `io_bytes` is the unit in which reads and writes are cheapest, a hint.
+    `origin` is what a destination of the same kind needs to offload from this store; only drivers of that
+    kind understand it (isinstance). `io_bytes` is the unit in which reads and writes are cheapest, a hint.
     """
 
     copy_from: OffloadCopy | None = None
@@ -164,14 +177,15 @@ class ReadStream(Protocol):
     async def read_into(self, buffer: memoryview) -> Filled:
         """Fill the buffer with the next bytes; may be short anywhere, 0 only at the end of the range.
 
-        Raises `TruncatedError` when the object ends before its announced size. A cancelled read leaves the buffer undefined and
-        does not touch it afterwards.
+        Raises `TruncatedError` when the object ends before its announced size. A cancelled read leaves the
+        buffer undefined and does not touch it afterwards.
         """
         ...
 
     async def finish(self) -> None:
-        """Confirm, after the last byte, that what was read is one whole object: raises `ObjectChangedError` when it
-        grew, shrank, was rewritten or replaced since it was opened (where the store can tell)."""
+        """Confirm, after the last byte, that what was read is one whole object: raises `ObjectChangedError`
+        when it grew, shrank, was rewritten or replaced since it was opened (where the store can tell).
+        """
         ...
 
 
@@ -179,16 +193,19 @@ class WriteSession(Protocol):
     """One object being written; belongs to one task. Leaving it without `commit` leaves nothing behind."""
 
     async def write(self, data: memoryview, *, is_hole: bool = False) -> None:
-        """Append. On return the data was consumed and the buffer may be reused. With `is_hole` the data are zeroes that a
-        sparse store need not store. After an error or cancellation only leaving the session is allowed."""
+        """Append. On return the data was consumed and the buffer may be reused. With `is_hole` the data are
+        zeroes that a sparse store need not store. After an error or cancellation only leaving the
+        session is allowed.
+        """
         ...
 
     async def commit(self) -> ObjectInfo:
         """Make the object durable, then visible under its key in one create-only act.
 
-        On return it survives a power cut. Raises `AlreadyExistsError` when the key is taken (the other object is untouched),
-        `SizeMismatchError` when the declared size was not met. On any error or cancellation before the create-only act nothing is
-        left; when cancelled during it, the object either is committed with its attempt mark, or absent.
+        On return it survives a power cut. Raises `AlreadyExistsError` when the key is taken (the other
+        object is untouched), `SizeMismatchError` when the declared size was not met. On any error or
+        cancellation before the create-only act nothing is left; when cancelled during it, the object either
+        is committed with its attempt mark, or absent.
         """
         ...
 
@@ -204,7 +221,9 @@ class Source(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     async def probe(self) -> StoreSpace:
-        """Check that the store is usable now, writing and leaving nothing. Raises the `StoreError` that says why it is not."""
+        """Check that the store is usable now, writing and leaving nothing. Raises the `StoreError` that
+        says why it is not.
+        """
         ...
 
     async def stat(self, key: str) -> ObjectInfo:
@@ -212,8 +231,9 @@ class Source(Protocol):
         ...
 
     def open_read(self, key: str, options: ReadOptions = ...) -> AbstractAsyncContextManager[ReadStream]:
-        """Open for reading; leaving the context frees everything. Errors come on entering: `NotFoundError`, `InvalidKeyError`,
-        `AccessDeniedError`, `UnavailableError`, `ObjectChangedError`."""
+        """Open for reading; leaving the context frees everything. Errors come on entering: `NotFoundError`,
+        `InvalidKeyError`, `AccessDeniedError`, `UnavailableError`, `ObjectChangedError`.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -226,20 +246,25 @@ class Driver(Source, Protocol):
     """A store that can be read and written."""
 
     def open_write(self, key: str, options: WriteOptions = ...) -> AbstractAsyncContextManager[WriteSession]:
-        """Begin an object. Errors come on entering: `AlreadyExistsError` (also checked again on commit), `InvalidKeyError`,
-        `StoreFullError` when the declared size cannot fit, `ReadOnlyStoreError`, `AccessDeniedError`, `UnavailableError`."""
+        """Begin an object. Errors come on entering: `AlreadyExistsError` (also checked again on commit),
+        `InvalidKeyError`, `StoreFullError` when the declared size cannot fit, `ReadOnlyStoreError`,
+        `AccessDeniedError`, `UnavailableError`.
+        """
         ...
 
     async def delete(self, key: str, *, identity: str | None = None) -> None:
-        """Remove the object; durable on return. Raises `NotFoundError`; `ObjectChangedError` when `identity` is given and
-        the object is another one now (nothing is deleted)."""
+        """Remove the object; durable on return. Raises `NotFoundError`; `ObjectChangedError` when
+        `identity` is given and the object is another one now (nothing is deleted).
+        """
         ...
 
     async def clear_attempt(self, key: str, attempt: str, *, keep_object: bool) -> bool:
-        """Remove what the named attempt left: its unfinished data and its marks. Idempotent; touches nothing else.
+        """Remove what the named attempt left: its unfinished data and its marks. Idempotent; touches
+        nothing else.
 
-        With `keep_object` False a committed object goes too, if its mark proves that this attempt made it. Returns whether
-        the object under the key was made by this attempt (and, with `keep_object`, stays). Call it after the object is
-        published (`keep_object=True`), and after a crash or failure (`False`) unless it was published.
+        With `keep_object` False a committed object goes too, if its mark proves that this attempt made it.
+        Returns whether the object under the key was made by this attempt (and, with `keep_object`, stays).
+        Call it after the object is published (`keep_object=True`), and after a crash or failure (`False`)
+        unless it was published.
         """
         ...

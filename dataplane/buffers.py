@@ -1,0 +1,90 @@
+"""Where image bytes live while they pass through: page-aligned chunks of one mapping under one budget.
+
+An empty pool is the only backpressure there is: a reader takes a chunk before it asks the source for bytes,
+and the chunk comes back when the slowest consumer is done with it. Memory is the budget, whatever the size
+of the images.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+from collections import deque
+from contextlib import suppress
+
+from dataplane.store import MIB
+
+DEFAULT_CHUNK_BYTES = MIB
+"""Hops below 256 KiB cost half again the CPU, above 1 MiB nothing is won (docs/performance.md)."""
+
+
+class BufferPool:
+    """A fixed number of equal chunks, handed out first come, first served.
+
+    The mapping is a memfd, so that a helper process can share it without a copy. Shared state: the free
+    list and the queue of waiters, touched only by plain code on the event loop.
+    """
+
+    def __init__(self, *, budget_bytes: int, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> None:
+        """`budget_bytes` is rounded down to whole chunks; at least one. `chunk_bytes` is a multiple of the
+        page size.
+        """
+        if chunk_bytes <= 0 or chunk_bytes % mmap.PAGESIZE:
+            raise ValueError(f"chunk_bytes must be a positive multiple of {mmap.PAGESIZE}, not {chunk_bytes}")
+        count = budget_bytes // chunk_bytes
+        if count < 1:
+            raise ValueError(f"a budget of {budget_bytes} bytes does not hold one chunk of {chunk_bytes}")
+        self.chunk_bytes = chunk_bytes
+        self.chunk_count = count
+        self.fd = os.memfd_create("glissade-chunks", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, count * chunk_bytes)
+        self._mapping = mmap.mmap(self.fd, count * chunk_bytes)
+        self._whole = memoryview(self._mapping)
+        self._free: deque[memoryview] = deque(
+            self._whole[at : at + chunk_bytes] for at in range(0, count * chunk_bytes, chunk_bytes)
+        )
+        self._waiters: deque[asyncio.Future[memoryview]] = deque()
+        self.zeroes = memoryview(mmap.mmap(-1, chunk_bytes)).toreadonly()
+        """A chunk of zeroes that stands for every hole; never written."""
+
+    @property
+    def free_chunks(self) -> int:
+        return len(self._free)
+
+    async def acquire(self) -> memoryview:
+        """Wait for a free chunk and take it. Cancelled, it has taken none. Pass it to `release` exactly
+        once.
+        """
+        if self._free and not self._waiters:
+            return self._free.popleft()
+        waiter: asyncio.Future[memoryview] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self.release(waiter.result())
+            else:
+                with suppress(ValueError):  # `release` has skipped it already.
+                    self._waiters.remove(waiter)
+            raise
+
+    def release(self, chunk: memoryview) -> None:
+        """Give a chunk back; the longest waiter gets it."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(chunk)
+                return
+        self._free.append(chunk)
+
+    def close(self) -> None:
+        """Free the memory. Every chunk must have been released."""
+        if len(self._free) != self.chunk_count:
+            raise RuntimeError(f"{self.chunk_count - len(self._free)} chunks are still in use")
+        for chunk in self._free:
+            chunk.release()
+        self._whole.release()
+        self._mapping.close()
+        os.close(self.fd)

@@ -1,0 +1,642 @@
+"""One object into any number of stores: plan, run, make durable, verify, report.
+
+What happened to the catalogue, to jobs and to the source afterwards is the caller's business; here nothing
+is published and no source is ever deleted. After `transfer` returned, every destination that succeeded
+holds the whole object, durable and visible, with its attempt mark; after it raised, no destination holds
+anything of this attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from dataplane.digests import FAST_DIGEST, DigestSet
+from dataplane.errors import (
+    DigestMismatchError,
+    GlissadeError,
+    OffloadDeclinedError,
+    SizeMismatchError,
+)
+from dataplane.plan import STREAM, Step, plan
+from dataplane.progress import Progress
+from dataplane.pump import Pumped, PumpSink, Tap, lone_error, pump
+from dataplane.store import (
+    Driver,
+    Intent,
+    ObjectInfo,
+    OffloadOffer,
+    OffloadOptions,
+    ReadOptions,
+    Source,
+    WriteOptions,
+    WriteSession,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dataplane.buffers import BufferPool
+    from dataplane.digests import HashThreads
+    from dataplane.store import ReadStream
+    from dataplane.throttle import TokenBucket
+
+log = logging.getLogger(__name__)
+
+
+class VerifyMode(StrEnum):
+    """What has to be checked before a destination counts as done.
+
+    `inline`: digests while writing, sizes, the store's own acknowledgements. `readback`: the new object is
+    read again, past every cache, and compared. `none`: sizes only.
+    """
+
+    INLINE = "inline"
+    READBACK = "readback"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What all transfers of a process share."""
+
+    pool: BufferPool
+    hashing: HashThreads
+    window_chunks: int = 8
+    stall_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What the object must be, as far as it is known: checked before anything becomes visible."""
+
+    size_bytes: int | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_known(self) -> bool:
+        return self.size_bytes is not None or bool(self.digests)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """A store to write to. `attempt` as in `WriteOptions`; `limits` are the store's own."""
+
+    store: Driver
+    key: str
+    attempt: str | None = None
+    limits: tuple[TokenBucket, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one destination: `info` when it holds the object, `error` when it does not."""
+
+    store: str
+    key: str
+    method: str
+    reason: str
+    seconds: float
+    bytes_through: int = 0
+    verified: str = ""
+    shares_storage: bool = False
+    info: ObjectInfo | None = None
+    error: GlissadeError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferReport:
+    """The result. `digests` are those of the bytes that were read, empty when none were. `bytes_through`
+    counts all that passed through this process, read-back included.
+    """
+
+    size_bytes: int
+    digests: Mapping[str, str]
+    bytes_read: int
+    bytes_through: int
+    seconds: float
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """An object that was read from end to end."""
+
+    info: ObjectInfo
+    size_bytes: int
+    digests: Mapping[str, str]
+    seconds: float
+
+
+async def measure(
+    source: Source,
+    key: str,
+    *,
+    engine: Engine,
+    digests: Sequence[str],
+    bypass_cache: bool = False,
+    limits: Sequence[TokenBucket] = (),
+    progress: Progress | None = None,
+    expected: Expected | None = None,
+) -> Measured:
+    """Read an object and digest it, writing nothing.
+
+    With `expected`, raises `SizeMismatchError` or `DigestMismatchError` naming the store when it is
+    something else. Raises `ObjectChangedError` when it changed while it was read.
+    """
+    started = time.monotonic()
+    progress = progress or Progress()
+    expected = expected or Expected()
+    wanted = dict.fromkeys((*digests, *expected.digests))
+    async with source.open_read(key, _read_options(expected, bypass_cache=bypass_cache)) as stream:
+        progress.begin("verify" if expected.digests else "hash", stream.info.size_bytes)
+        found, pumped = await _read_through(
+            stream,
+            source=source.name,
+            sinks=(),
+            digests=tuple(wanted),
+            expected=expected,
+            engine=engine,
+            progress=progress,
+            limits=limits,
+        )
+    return Measured(
+        info=stream.info, size_bytes=pumped.size_bytes, digests=found, seconds=time.monotonic() - started
+    )
+
+
+async def transfer(
+    source: Source,
+    key: str,
+    destinations: Sequence[Destination],
+    *,
+    engine: Engine,
+    digests: Sequence[str],
+    expected: Expected | None = None,
+    intent: Intent = Intent.COPY,
+    must_read: bool = False,
+    verify: VerifyMode = VerifyMode.INLINE,
+    all_must_succeed: bool = True,
+    limits: Sequence[TokenBucket] = (),
+    taps: Sequence[Tap] = (),
+    progress: Progress | None = None,
+) -> TransferReport:
+    """Put the object into every destination, reading the source at most once.
+
+    Stores that can take it from the source by themselves do so, unless `must_read` (see `plan`); the rest
+    share one read. Nothing becomes visible before size and digests agree with `expected`. With
+    `all_must_succeed` the first failure undoes everything and is raised; without, each destination has its
+    own outcome and only a failure of all is raised. Cancelled, it leaves nothing behind.
+    """
+    started = time.monotonic()
+    job = _Transfer(
+        source=source,
+        key=key,
+        engine=engine,
+        digests=tuple(digests),
+        expected=expected or Expected(),
+        intent=intent,
+        verify=verify,
+        all_must_succeed=all_must_succeed,
+        limits=limits,
+        taps=taps,
+        progress=progress or Progress(),
+    )
+    undo = list(destinations)
+    try:
+        await job.run(destinations, must_read=must_read)
+        undo = [d for d in destinations if job.outcomes[d.store.name].error is not None]
+    finally:
+        await _clear(undo, job)
+    return TransferReport(
+        size_bytes=job.size_bytes,
+        digests=job.found,
+        bytes_read=job.bytes_read,
+        bytes_through=job.bytes_read + sum(o.bytes_through for o in job.outcomes.values()),
+        seconds=time.monotonic() - started,
+        outcomes=tuple(job.outcomes[d.store.name] for d in destinations),
+    )
+
+
+class _Transfer:
+    """One running transfer: what was asked, and what has become of it so far. Belongs to one task."""
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        key: str,
+        engine: Engine,
+        digests: tuple[str, ...],
+        expected: Expected,
+        intent: Intent,
+        verify: VerifyMode,
+        all_must_succeed: bool,
+        limits: Sequence[TokenBucket],
+        taps: Sequence[Tap],
+        progress: Progress,
+    ) -> None:
+        self._source = source
+        self._key = key
+        self._engine = engine
+        self._expected = (
+            expected if verify is not VerifyMode.NONE else Expected(size_bytes=expected.size_bytes)
+        )
+        self._intent = intent
+        self._verify = verify
+        self._all_must_succeed = all_must_succeed
+        self._limits = limits
+        self._taps = taps
+        self._progress = progress
+        extra = (FAST_DIGEST,) if verify is VerifyMode.READBACK else ()
+        self._digests = tuple(dict.fromkeys((*digests, *self._expected.digests, *extra)))
+        self.size_bytes = 0
+        self.bytes_read = 0
+        self.found: dict[str, str] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self._destination_count = 0
+        self.touched: set[str] = set()
+        """Stores in which something of this attempt may exist."""
+
+    async def run(self, destinations: Sequence[Destination], *, must_read: bool) -> None:
+        self._destination_count = len(destinations)
+        offers = await self._offers(destinations)
+        steps = plan(offers, intent=self._intent, must_read=must_read)
+        streamed: list[tuple[Destination, Step]] = []
+        for destination in destinations:
+            step = steps[destination.store.name]
+            if step.offer is not None:
+                declined = await self._offload(destination, step, step.offer)
+                if declined is None:
+                    continue
+                step = Step(store=step.store, reason=declined.message)
+            streamed.append((destination, step))
+        if streamed:
+            await self._stream(streamed)
+        self._raise_if_all_failed()
+        if self._verify is VerifyMode.READBACK:
+            for destination in destinations:
+                await self._read_back(destination)
+            self._raise_if_all_failed()
+
+    async def _offers(
+        self, destinations: Sequence[Destination]
+    ) -> dict[str, OffloadOffer | OffloadDeclinedError | None]:
+        offers: dict[str, OffloadOffer | OffloadDeclinedError | None] = {}
+        options = OffloadOptions(intent=self._intent)
+        for destination in destinations:
+            store = destination.store
+            copy_from = store.capabilities.copy_from
+            offers[store.name] = None
+            if copy_from is not None and self._source.capabilities.origin is not None:
+                try:
+                    info = await self._source.stat(self._key)
+                    offers[store.name] = await copy_from.offer(self._source, info, options)
+                except OffloadDeclinedError as declined:
+                    offers[store.name] = declined
+        return offers
+
+    async def _offload(
+        self, destination: Destination, step: Step, offer: OffloadOffer
+    ) -> OffloadDeclinedError | None:
+        """Take the object without its bytes; returns the reason when the store declines after all."""
+        store = destination.store
+        copy_from = store.capabilities.copy_from
+        if copy_from is None:
+            return OffloadDeclinedError(f"{store.name}: no longer offers to copy", store=store.name)
+        started = time.monotonic()
+        try:
+            source_info = await self._source.stat(self._key)
+            self._check_size(source_info.size_bytes)
+            self.touched.add(store.name)
+            self._progress.begin(offer.method, source_info.size_bytes)
+            done = await copy_from(
+                self._source,
+                source_info,
+                destination.key,
+                OffloadOptions(intent=self._intent, attempt=destination.attempt),
+            )
+            self._check_size(done.info.size_bytes)
+            if done.info.size_bytes != source_info.size_bytes:
+                raise SizeMismatchError(
+                    f"{store.name}/{destination.key}: {done.info.size_bytes} bytes after"
+                    f" {done.offer.method} of {source_info.size_bytes} bytes from {self._source.name}.",
+                    store=store.name,
+                    key=destination.key,
+                )
+        except OffloadDeclinedError as declined:
+            return declined
+        except GlissadeError as error:
+            self._fail(destination, step, error, started)
+            return None
+        self.size_bytes = done.info.size_bytes or 0
+        self._progress.add(self.size_bytes)
+        self.outcomes[store.name] = Outcome(
+            store=store.name,
+            key=destination.key,
+            method=done.offer.method,
+            reason=done.offer.reason,
+            seconds=time.monotonic() - started,
+            verified="same stored bytes" if done.offer.shares_storage else "size",
+            shares_storage=done.offer.shares_storage,
+            info=done.info,
+        )
+        return None
+
+    async def _stream(self, streamed: Sequence[tuple[Destination, Step]]) -> None:
+        started = time.monotonic()
+        async with self._source.open_read(self._key, _read_options(self._expected)) as stream:
+            self._check_size(stream.info.size_bytes)
+            async with AsyncExitStack() as stack:
+                opened = await self._open_all(streamed, stream.info, stack, started)
+                self._raise_if_all_failed()
+                if not opened:
+                    return  # The destinations that were offloaded are all there is.
+                self._progress.begin("transfer", stream.info.size_bytes)
+                self.found, pumped = await _read_through(
+                    stream,
+                    source=self._source.name,
+                    sinks=[one.sink for one in opened],
+                    digests=self._digests,
+                    expected=self._expected,
+                    engine=self._engine,
+                    progress=self._progress,
+                    limits=self._limits,
+                    taps=self._taps,
+                    all_must_succeed=self._all_must_succeed,
+                )
+                self.size_bytes = self.bytes_read = pumped.size_bytes
+                for index, error in pumped.dropped.items():
+                    self._fail(opened[index].destination, opened[index].step, error, started)
+                await self._commit_all(
+                    [one for index, one in enumerate(opened) if index not in pumped.dropped], started
+                )
+
+    async def _open_all(
+        self,
+        streamed: Sequence[tuple[Destination, Step]],
+        info: ObjectInfo,
+        stack: AsyncExitStack,
+        started: float,
+    ) -> list[_Opened]:
+        size = info.size_bytes if info.size_bytes is not None else self._expected.size_bytes
+        opened: list[_Opened] = []
+        for destination, step in streamed:
+            own = await stack.enter_async_context(AsyncExitStack())
+            options = WriteOptions(size_bytes=size, attempt=destination.attempt)
+            self.touched.add(destination.store.name)
+            try:
+                session = await own.enter_async_context(
+                    destination.store.open_write(destination.key, options)
+                )
+            except GlissadeError as error:
+                self._fail(destination, step, error, started)
+                continue
+            opened.append(_Opened(destination, step, session, own))
+        return opened
+
+    async def _commit_all(self, opened: Sequence[_Opened], started: float) -> None:
+        """Commit side by side: each waits for its own disk."""
+
+        async def commit(one: _Opened) -> None:
+            try:
+                info = await one.session.commit()
+                if info.size_bytes not in (None, self.size_bytes):
+                    raise SizeMismatchError(
+                        f"{one.destination.store.name}/{one.destination.key}: the store reports"
+                        f" {info.size_bytes} bytes after {self.size_bytes} were written.",
+                        store=one.destination.store.name,
+                        key=one.destination.key,
+                    )
+            except GlissadeError as error:
+                await one.leave(error)
+                self._fail(one.destination, one.step, error, started)
+                return
+            digests = ", ".join(name for name in self.found if name != FAST_DIGEST)
+            self.outcomes[one.destination.store.name] = Outcome(
+                store=one.destination.store.name,
+                key=one.destination.key,
+                method=STREAM,
+                reason=one.step.reason,
+                seconds=time.monotonic() - started,
+                verified=f"inline: {digests}" if digests else "size",
+                info=info,
+            )
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for one in opened:
+                    group.create_task(commit(one))
+        except BaseExceptionGroup as errors:
+            raise lone_error(errors)  # noqa: B904 - its own cause must stay; the group is its context
+
+    async def _read_back(self, destination: Destination) -> None:
+        """Read the new object past every cache and compare it; a difference undoes the destination."""
+        outcome = self.outcomes[destination.store.name]
+        if outcome.info is None or outcome.shares_storage:
+            return  # Not there, or the same stored bytes: the identity proves more than reading them twice.
+        started = time.monotonic()
+        reference = await self._reference()
+        try:
+            measured = await measure(
+                destination.store,
+                destination.key,
+                engine=self._engine,
+                digests=(),
+                bypass_cache=True,
+                limits=destination.limits,
+                progress=self._progress,
+                expected=Expected(size_bytes=self.size_bytes, digests=reference),
+            )
+        except GlissadeError as error:
+            failure = error
+            if isinstance(error, DigestMismatchError) and not self.found:
+                failure = await self._whose_fault(error)
+            step = Step(store=outcome.store, reason=outcome.reason)
+            self._fail(destination, step, failure, started)
+            return
+        self.outcomes[destination.store.name] = replace(
+            outcome,
+            bytes_through=outcome.bytes_through + measured.size_bytes,
+            verified=f"read back: {', '.join(reference)}",
+            seconds=outcome.seconds + time.monotonic() - started,
+        )
+
+    async def _reference(self) -> Mapping[str, str]:
+        """What a read-back has to find: the pass that wrote it knows, else the record, else the source
+        itself.
+        """
+        if FAST_DIGEST in self.found:
+            return {FAST_DIGEST: self.found[FAST_DIGEST]}
+        if self._expected.digests:
+            return self._expected.digests
+        measured = await measure(
+            self._source,
+            self._key,
+            engine=self._engine,
+            digests=(FAST_DIGEST,),
+            limits=self._limits,
+            progress=self._progress,
+        )
+        self.bytes_read += measured.size_bytes
+        self.found[FAST_DIGEST] = measured.digests[FAST_DIGEST]
+        return measured.digests
+
+    async def _whose_fault(self, error: DigestMismatchError) -> GlissadeError:
+        """An offloaded copy differs from the record: is it the copy, or was the source like that already?"""
+        try:
+            await measure(
+                self._source,
+                self._key,
+                engine=self._engine,
+                digests=(),
+                bypass_cache=True,
+                limits=self._limits,
+                progress=self._progress,
+                expected=self._expected,
+            )
+        except GlissadeError as source_error:
+            return source_error
+        return error
+
+    def _check_size(self, size_bytes: int | None) -> None:
+        wanted = self._expected.size_bytes
+        if wanted is not None and size_bytes is not None and size_bytes != wanted:
+            raise _wrong_size(self._source.name, self._key, size_bytes, wanted)
+
+    def _fail(self, destination: Destination, step: Step, error: GlissadeError, started: float) -> None:
+        """Record a destination's failure; raises it when all must succeed."""
+        self.outcomes[destination.store.name] = Outcome(
+            store=destination.store.name,
+            key=destination.key,
+            method=step.method,
+            reason=step.reason,
+            seconds=time.monotonic() - started,
+            error=error,
+        )
+        if self._all_must_succeed:
+            raise error
+
+    def _raise_if_all_failed(self) -> None:
+        errors = [outcome.error for outcome in self.outcomes.values() if outcome.error is not None]
+        if len(errors) == self._destination_count:
+            raise errors[0]
+
+
+class _Opened:
+    """A destination whose session is open."""
+
+    def __init__(
+        self, destination: Destination, step: Step, session: WriteSession, stack: AsyncExitStack
+    ) -> None:
+        self.destination = destination
+        self.step = step
+        self.session = session
+        self._stack = stack
+
+    @property
+    def sink(self) -> PumpSink:
+        return PumpSink(
+            store=self.destination.store.name,
+            key=self.destination.key,
+            session=self.session,
+            abandon=self.leave,
+            limits=self.destination.limits,
+        )
+
+    async def leave(self, error: GlissadeError) -> None:
+        """Leave the session now, because of the error, while the others go on."""
+        await self._stack.__aexit__(type(error), error, error.__traceback__)
+
+
+async def _read_through(
+    stream: ReadStream,
+    *,
+    source: str,
+    sinks: Sequence[PumpSink],
+    digests: tuple[str, ...],
+    expected: Expected,
+    engine: Engine,
+    progress: Progress,
+    limits: Sequence[TokenBucket],
+    taps: Sequence[Tap] = (),
+    all_must_succeed: bool = True,
+) -> tuple[dict[str, str], Pumped]:
+    """Pump the whole stream and hold sizes and digests against what was announced and expected."""
+    key = stream.info.key
+    hashes = DigestSet(digests, engine.hashing)
+    announced = stream.info.size_bytes
+    pumped = await pump(
+        stream,
+        source=source,
+        sinks=sinks,
+        digests=hashes,
+        pool=engine.pool,
+        progress=progress,
+        window_chunks=engine.window_chunks,
+        stall_timeout_s=engine.stall_timeout_s,
+        taps=taps,
+        limits=limits,
+        max_bytes=announced if announced is not None else expected.size_bytes,
+        all_must_succeed=all_must_succeed,
+    )
+    await stream.finish()
+    for wanted in (announced, expected.size_bytes):
+        if wanted is not None and pumped.size_bytes != wanted:
+            raise _wrong_size(source, key, pumped.size_bytes, wanted)
+    found = hashes.hexdigests()
+    for algorithm, digest in expected.digests.items():
+        if found[algorithm] != digest.lower():
+            raise DigestMismatchError(
+                f"{source}/{key}: {algorithm} is {found[algorithm]}, expected {digest.lower()}.",
+                store=source,
+                key=key,
+                hint="Nothing was published. Check where the image and its digest come from.",
+            )
+    return found, pumped
+
+
+def _read_options(expected: Expected, *, bypass_cache: bool = False) -> ReadOptions:
+    return ReadOptions(bypass_cache=bypass_cache, accept_unknown_size=expected.is_known)
+
+
+def _wrong_size(store: str, key: str, size_bytes: int, wanted: int) -> SizeMismatchError:
+    return SizeMismatchError(
+        f"{store}/{key}: has {size_bytes} bytes, expected {wanted}.",
+        store=store,
+        key=key,
+        hint="Nothing was published; correct the declared size or the source.",
+    )
+
+
+async def _clear(destinations: Sequence[Destination], job: _Transfer) -> None:
+    """Undo what a failed or cancelled transfer left; a cancelled caller still waits for it.
+
+    A store that does not answer now is left to the ledger: the attempt's name finds the rest later.
+    """
+
+    async def clear_one(destination: Destination) -> None:
+        store, key = destination.store, destination.key
+        outcome = job.outcomes.get(store.name)
+        try:
+            if destination.attempt is not None:
+                await store.clear_attempt(key, destination.attempt, keep_object=False)
+            elif outcome is not None and outcome.info is not None:
+                await store.delete(key, identity=outcome.info.identity)
+        except GlissadeError as error:
+            log.warning("%s/%s: could not undo an attempt: %s", store.name, key, error)
+
+    touched = [d for d in destinations if d.store.name in job.touched]
+    if not touched:
+        return
+    clearing = asyncio.gather(*(clear_one(destination) for destination in touched))
+    try:
+        await asyncio.shield(clearing)
+    except asyncio.CancelledError:
+        await clearing
+        raise
