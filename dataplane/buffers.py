@@ -39,10 +39,9 @@ class BufferPool:
         self.chunk_count = count
         self.fd = os.memfd_create("glissade-chunks", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, count * chunk_bytes)
-        self._mapping = mmap.mmap(self.fd, count * chunk_bytes)
-        self._whole = memoryview(self._mapping)
+        whole = memoryview(mmap.mmap(self.fd, count * chunk_bytes))
         self._free: deque[memoryview] = deque(
-            self._whole[at : at + chunk_bytes] for at in range(0, count * chunk_bytes, chunk_bytes)
+            whole[at : at + chunk_bytes] for at in range(0, count * chunk_bytes, chunk_bytes)
         )
         self._waiters: deque[asyncio.Future[memoryview]] = deque()
         self.zeroes = memoryview(mmap.mmap(-1, chunk_bytes)).toreadonly()
@@ -80,11 +79,8 @@ class BufferPool:
         self._free.append(chunk)
 
     def close(self) -> None:
-        """Free the memory. Every chunk must have been released."""
+        """Give the memory up; it is unmapped with the last view of it. Needs every chunk back."""
         if len(self._free) != self.chunk_count:
             raise RuntimeError(f"{self.chunk_count - len(self._free)} chunks are still in use")
-        for chunk in self._free:
-            chunk.release()
-        self._whole.release()
-        self._mapping.close()
+        self._free.clear()
         os.close(self.fd)

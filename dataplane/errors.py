@@ -97,6 +97,19 @@ class UnavailableError(StoreError):
     code = "store_unavailable"
     retryable = True
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        store: str,
+        key: str | None = None,
+        hint: str = "",
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, store=store, key=key, hint=hint)
+        self.retry_after_s = retry_after_s
+        """How long the store asked us to wait before the next try; None when it did not say."""
+
 
 class StalledError(UnavailableError):
     """No progress for the stall time-out."""

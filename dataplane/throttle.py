@@ -17,6 +17,9 @@ _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
 BURST_S = 0.25
 """A bucket that was idle lets at most this many seconds' worth of bytes pass at once."""
 
+_CLOCK_S = 0.001
+"""Waits shorter than the event loop's clock can time are not worth a sleep."""
+
 
 def parse_rate(text: str) -> int | None:
     """Bytes per second of `10M`, `1.5G`, `800K`, `1000` (binary multiples); None for `off`. Raises
@@ -87,9 +90,10 @@ class TokenBucket:
 
     def _wait_s(self) -> float:
         self._refill()
-        if self._rate is None or self._balance >= 0:
+        if self._rate is None:
             return 0.0
-        return -self._balance / self._rate
+        wait_s = -self._balance / self._rate
+        return wait_s if wait_s > _CLOCK_S else 0.0  # The rest of the debt is carried on.
 
     def _refill(self) -> None:
         now = asyncio.get_running_loop().time()

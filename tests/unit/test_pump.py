@@ -1,0 +1,337 @@
+"""The pump: every byte to every consumer, bounded memory, and nothing left over however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dataplane.buffers import BufferPool
+from dataplane.digests import DigestSet, HashThreads
+from dataplane.errors import GlissadeError, SizeMismatchError, StalledError, StoreFullError, UnavailableError
+from dataplane.progress import Progress
+from dataplane.pump import Pumped, PumpSink, Tap, pump
+from dataplane.store import Filled, ObjectInfo
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+CHUNK = 4096
+
+
+class Stream:
+    """A source in memory that answers with short reads and holes, and can fail or hang at a chosen call."""
+
+    def __init__(
+        self,
+        data: bytes,
+        *,
+        most: int = CHUNK,
+        holes: Sequence[tuple[int, int]] = (),
+        fail_at: int | None = None,
+        hang_at: int | None = None,
+    ) -> None:
+        self.info = ObjectInfo(key="image", size_bytes=len(data))
+        self._data = data
+        self._most = most
+        self._holes = dict(holes)
+        self._at = 0
+        self._fail_at = fail_at
+        self._hang_at = hang_at
+        self.calls = 0
+
+    async def read_into(self, buffer: memoryview) -> Filled:
+        self.calls += 1
+        await asyncio.sleep(0)
+        if self.calls == self._fail_at:
+            raise UnavailableError("source/image: gone", store="source", key="image")
+        if self.calls == self._hang_at:
+            await asyncio.Event().wait()
+        if self._at in self._holes:
+            size = min(self._holes[self._at], len(buffer))
+            if rest := self._holes.pop(self._at) - size:
+                self._holes[self._at + size] = rest
+            self._at += size
+            return Filled(size, is_hole=True)
+        until = min([hole for hole in self._holes if hole > self._at], default=len(self._data))
+        size = min(self._most, len(buffer), until - self._at)
+        buffer[:size] = self._data[self._at : self._at + size]
+        self._at += size
+        return Filled(size)
+
+    async def finish(self) -> None:
+        await asyncio.sleep(0)
+
+
+@dataclass
+class Session:
+    """A destination that remembers what it got, and can be slow, fail or hang at a chosen write."""
+
+    fail_at: int | None = None
+    hang_at: int | None = None
+    gate: asyncio.Semaphore | None = None
+    data: bytearray = field(default_factory=bytearray)
+    holes: list[tuple[int, int]] = field(default_factory=list)
+    writes: int = 0
+    abandoned: list[GlissadeError] = field(default_factory=list)
+
+    async def write(self, data: memoryview, *, is_hole: bool = False) -> None:
+        self.writes += 1
+        if self.gate is not None:
+            await self.gate.acquire()
+        await asyncio.sleep(0)
+        if self.writes == self.fail_at:
+            raise StoreFullError("slow/image: no space", store="slow", key="image")
+        if self.writes == self.hang_at:
+            await asyncio.Event().wait()
+        if is_hole:
+            self.holes.append((len(self.data), len(data)))
+        self.data += data
+
+    async def commit(self) -> ObjectInfo:
+        return ObjectInfo(key="image", size_bytes=len(self.data))
+
+    async def abandon(self, error: GlissadeError) -> None:
+        self.abandoned.append(error)
+
+
+@pytest.fixture
+def hashing() -> Iterator[HashThreads]:
+    threads = HashThreads()
+    yield threads
+    threads.close()
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[BufferPool]:
+    """A pool of four chunks; that all of them came back is part of every test."""
+    pool = BufferPool(budget_bytes=4 * CHUNK, chunk_bytes=CHUNK)
+    yield pool
+    assert pool.free_chunks == 4
+    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+    pool.close()
+
+
+@dataclass
+class Rig:
+    """A pump with everything at hand."""
+
+    pool: BufferPool
+    hashing: HashThreads
+    progress: Progress = field(default_factory=Progress)
+
+    async def __call__(
+        self,
+        stream: Stream,
+        sessions: Sequence[Session] = (),
+        *,
+        digests: Sequence[str] = ("md5", "sha512"),
+        window_chunks: int = 4,
+        stall_timeout_s: float = 30,
+        taps: Sequence[Tap] = (),
+        max_bytes: int | None = None,
+        all_must_succeed: bool = True,
+    ) -> tuple[Pumped, dict[str, str]]:
+        hashes = DigestSet(digests, self.hashing)
+        self.progress.begin("transfer", stream.info.size_bytes)
+        sinks = [
+            PumpSink(store=f"store{number}", key="image", session=session, abandon=session.abandon)
+            for number, session in enumerate(sessions)
+        ]
+        pumped = await pump(
+            stream,
+            source="source",
+            sinks=sinks,
+            digests=hashes,
+            pool=self.pool,
+            progress=self.progress,
+            window_chunks=window_chunks,
+            stall_timeout_s=stall_timeout_s,
+            taps=taps,
+            max_bytes=max_bytes,
+            all_must_succeed=all_must_succeed,
+        )
+        return pumped, hashes.hexdigests()
+
+
+@pytest.fixture
+def rig(pool: BufferPool, hashing: HashThreads) -> Rig:
+    return Rig(pool, hashing)
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 7 * CHUNK, 7 * CHUNK + 13])
+@pytest.mark.parametrize("most", [CHUNK, 1000])
+async def test_every_byte_reaches_every_sink_and_every_digest(rig: Rig, size: int, most: int) -> None:
+    data = random.Random(size).randbytes(size)
+    sessions = [Session(), Session(), Session()]
+    pumped, digests = await rig(Stream(data, most=most), sessions)
+    assert pumped == Pumped(size_bytes=size, dropped={})
+    assert all(session.data == data for session in sessions)
+    assert digests == {"md5": hashlib.md5(data).hexdigest(), "sha512": hashlib.sha512(data).hexdigest()}
+    assert rig.progress.bytes_done == size
+
+
+async def test_short_reads_become_full_chunks(rig: Rig) -> None:
+    session = Session()
+    await rig(Stream(bytes(range(256)) * 64, most=100), [session])
+    assert session.writes == 4
+
+
+async def test_holes_are_passed_on_as_holes_and_hashed_as_zeroes(rig: Rig) -> None:
+    data = b"a" * 100 + bytes(3 * CHUNK) + b"b" * 50
+    session = Session()
+    _, digests = await rig(Stream(data, holes=[(100, 3 * CHUNK)]), [session])
+    assert session.data == data
+    assert sum(size for _, size in session.holes) == 3 * CHUNK
+    assert digests["sha512"] == hashlib.sha512(data).hexdigest()
+
+
+async def test_an_image_that_is_one_hole_needs_no_chunk(rig: Rig) -> None:
+    data = bytes(10 * CHUNK)
+    session = Session()
+    _, digests = await rig(Stream(data, holes=[(0, len(data))]), [session])
+    assert digests["md5"] == hashlib.md5(data).hexdigest()
+    assert sum(size for _, size in session.holes) == len(data)
+
+
+async def test_the_slowest_sink_stops_the_reading(rig: Rig) -> None:
+    slow = Session(gate=asyncio.Semaphore(0))
+    fast = Session()
+    stream = Stream(bytes(20 * CHUNK))
+    running = asyncio.create_task(rig(stream, [slow, fast]))
+    for _ in range(200):
+        await asyncio.sleep(0.001)
+    assert stream.calls <= 4
+    assert rig.pool.free_chunks == 0
+    assert slow.gate is not None
+    for _ in range(20):
+        slow.gate.release()
+    await running
+    assert slow.data == fast.data
+
+
+async def test_a_window_leaves_chunks_for_other_transfers(rig: Rig) -> None:
+    slow = Session(gate=asyncio.Semaphore(0))
+    running = asyncio.create_task(rig(Stream(bytes(20 * CHUNK)), [slow], window_chunks=2))
+    for _ in range(100):
+        await asyncio.sleep(0.001)
+    assert rig.pool.free_chunks == 2
+    await rig(Stream(b"x" * 10 * CHUNK), [Session()])
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_one_chunk_is_enough(hashing: HashThreads) -> None:
+    pool = BufferPool(budget_bytes=CHUNK, chunk_bytes=CHUNK)
+    data = random.Random(1).randbytes(9 * CHUNK + 5)
+    sessions = [Session(), Session()]
+    await Rig(pool, hashing)(Stream(data, most=999), sessions)
+    assert [bytes(session.data) for session in sessions] == [data, data]
+    pool.close()
+
+
+async def test_the_first_failing_sink_ends_it_when_all_must_succeed(rig: Rig) -> None:
+    good, bad = Session(), Session(fail_at=3)
+    with pytest.raises(StoreFullError, match="slow/image: no space"):
+        await rig(Stream(bytes(20 * CHUNK)), [good, bad])
+    assert good.writes < 20
+    assert bad.abandoned == []
+
+
+async def test_a_failing_sink_is_dropped_and_the_others_go_on(rig: Rig) -> None:
+    data = random.Random(2).randbytes(20 * CHUNK)
+    good, bad = Session(), Session(fail_at=3)
+    pumped, _ = await rig(Stream(data), [good, bad], all_must_succeed=False)
+    assert good.data == data
+    assert list(pumped.dropped) == [1]
+    assert [type(error) for error in bad.abandoned] == [StoreFullError]
+    assert bad.writes == 3
+
+
+async def test_when_every_sink_failed_the_last_error_is_raised(rig: Rig) -> None:
+    with pytest.raises(StoreFullError):
+        await rig(Stream(bytes(20 * CHUNK)), [Session(fail_at=2), Session(fail_at=5)], all_must_succeed=False)
+
+
+async def test_a_source_that_fails_ends_it(rig: Rig) -> None:
+    with pytest.raises(UnavailableError, match="source/image: gone"):
+        await rig(Stream(bytes(20 * CHUNK), fail_at=5), [Session()], all_must_succeed=False)
+
+
+async def test_a_source_longer_than_announced_is_stopped_at_once(rig: Rig) -> None:
+    stream = Stream(bytes(1000 * CHUNK))
+    with pytest.raises(SizeMismatchError, match="8192"):
+        await rig(stream, [Session()], max_bytes=2 * CHUNK)
+    assert stream.calls <= 3
+
+
+async def test_a_tap_sees_all_bytes_and_can_stop_the_transfer(rig: Rig) -> None:
+    class Inspector:
+        def __init__(self) -> None:
+            self.seen = bytearray()
+
+        def see(self, data: memoryview) -> None:
+            self.seen += data
+            if b"\xff" in bytes(data):
+                raise SizeMismatchError("not an image", store="source")
+
+    tap = Inspector()
+    data = random.Random(3).randbytes(5 * CHUNK).replace(b"\xff", b"\0")
+    await rig(Stream(data), [Session()], taps=[tap])
+    assert tap.seen == data
+    with pytest.raises(SizeMismatchError, match="not an image"):
+        await rig(Stream(data + b"\xff"), [Session()], taps=[Inspector()])
+
+
+@pytest.mark.parametrize("who", ["source", "store0"])
+async def test_who_stalls_is_named(rig: Rig, who: str) -> None:
+    stream = Stream(bytes(20 * CHUNK), hang_at=4 if who == "source" else None)
+    session = Session(hang_at=4 if who == "store0" else None)
+    with pytest.raises(StalledError, match=f"{who}/image: no progress while") as caught:
+        await rig(stream, [session], stall_timeout_s=0.05)
+    assert caught.value.retryable
+
+
+async def test_a_stalled_sink_is_dropped_like_any_other(rig: Rig) -> None:
+    good, stuck = Session(), Session(hang_at=2)
+    pumped, _ = await rig(
+        Stream(bytes(20 * CHUNK)), [good, stuck], stall_timeout_s=0.05, all_must_succeed=False
+    )
+    assert isinstance(pumped.dropped[1], StalledError)
+    assert len(good.data) == 20 * CHUNK
+
+
+async def test_cancelling_at_any_moment_leaves_no_task_and_no_chunk(rig: Rig) -> None:
+    data = random.Random(4).randbytes(6 * CHUNK)
+    cancelled = 0
+    for steps in range(400):
+        running = asyncio.create_task(rig(Stream(data, most=1500), [Session(), Session()]))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        running.cancel()
+        try:
+            await running
+        except asyncio.CancelledError:
+            cancelled += 1
+        else:
+            break
+        assert rig.pool.free_chunks == 4
+    assert cancelled > 30
+
+
+async def test_the_cause_of_an_error_is_kept(rig: Rig) -> None:
+    class Broken(Session):
+        async def write(self, data: memoryview, *, is_hole: bool = False) -> None:
+            try:
+                raise OSError(28, "No space left on device")
+            except OSError as error:
+                raise StoreFullError("full", store="s") from error
+
+    with pytest.raises(StoreFullError) as caught:
+        await rig(Stream(bytes(CHUNK)), [Broken()])
+    assert isinstance(caught.value.__cause__, OSError)

@@ -1,0 +1,395 @@
+"""Transfers between memory stores: plan, fan-out, checks before anything is visible, and undoing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import xxhash
+
+from dataplane.buffers import BufferPool
+from dataplane.digests import HashThreads
+from dataplane.errors import (
+    AlreadyExistsError,
+    DigestMismatchError,
+    GlissadeError,
+    NotFoundError,
+    OffloadDeclinedError,
+    SizeMismatchError,
+    StoreFullError,
+    StoreIOError,
+)
+from dataplane.plan import STREAM
+from dataplane.store import Intent, ObjectInfo, OffloadOffer, ReadOptions, WriteOptions
+from dataplane.transfer import (
+    Destination,
+    Engine,
+    Expected,
+    TransferReport,
+    VerifyMode,
+    measure,
+    transfer,
+)
+from drivers.memory import MemoryConfig, MemoryDriver
+from drivers.options import StoreOptions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from dataplane.store import Offloaded, OffloadOptions, ReadStream, Source, WriteSession
+
+KEY = "d8a2a5a4-0e8b-4a4c-9a64-2d8a6f0b5a11"
+CHUNK = 4096
+DATA = random.Random(7).randbytes(9 * CHUNK + 77)
+SHA512 = hashlib.sha512(DATA).hexdigest()
+MD5 = hashlib.md5(DATA).hexdigest()
+
+
+def store(name: str, **config: Any) -> MemoryDriver:
+    return MemoryDriver(name, MemoryConfig(**config), StoreOptions())
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    pool = BufferPool(budget_bytes=8 * CHUNK, chunk_bytes=CHUNK)
+    hashing = HashThreads()
+    yield Engine(pool=pool, hashing=hashing, stall_timeout_s=10)
+    assert pool.free_chunks == 8
+    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+    hashing.close()
+    pool.close()
+
+
+async def fill(driver: MemoryDriver, data: bytes = DATA) -> MemoryDriver:
+    async with driver.open_write(KEY) as session:
+        await session.write(memoryview(data))
+        await session.commit()
+    return driver
+
+
+async def content(driver: MemoryDriver) -> bytes:
+    async with driver.open_read(KEY) as stream:
+        buffer = memoryview(bytearray(len(DATA) + 100))
+        filled = await stream.read_into(buffer)
+        return bytes(buffer[: filled.size_bytes])
+
+
+def to(*stores: MemoryDriver) -> list[Destination]:
+    return [Destination(store=driver, key=KEY, attempt="job.1") for driver in stores]
+
+
+class _Twisted(MemoryDriver):
+    """A store whose reads differ from what was written: a medium that lies."""
+
+    @asynccontextmanager
+    async def open_read(  # type: ignore[override]  # the stream is another kind of stream
+        self,
+        key: str,
+        options: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    ) -> AsyncIterator[ReadStream]:
+        async with super().open_read(key, options) as stream:
+            stream._rest = memoryview(b"\x00" + bytes(stream._rest[1:]))
+            yield stream
+
+
+class _FailsOnCommit(MemoryDriver):
+    """A store that takes all bytes and then cannot make them durable."""
+
+    @asynccontextmanager
+    async def open_write(  # type: ignore[override]  # the session is another kind of session
+        self,
+        key: str,
+        options: WriteOptions = WriteOptions(),  # noqa: B008 - frozen
+    ) -> AsyncIterator[WriteSession]:
+        async with super().open_write(key, options) as session:
+            session.commit = self._fail  # type: ignore[method-assign]  # that is the fault
+            yield session
+
+    async def _fail(self) -> ObjectInfo:
+        await asyncio.sleep(0.01)
+        raise StoreIOError(f"{self.name}/{KEY}: fsync failed", store=self.name, key=KEY)
+
+
+class _FailsOnWrite(MemoryDriver):
+    """A store that is full after two chunks, whatever size was declared."""
+
+    @asynccontextmanager
+    async def open_write(  # type: ignore[override]  # the session is another kind of session
+        self,
+        key: str,
+        options: WriteOptions = WriteOptions(),  # noqa: B008 - frozen
+    ) -> AsyncIterator[WriteSession]:
+        async with super().open_write(key, options) as session:
+            write = session.write
+
+            async def until_full(data: memoryview, *, is_hole: bool = False) -> None:
+                if len(session.data) >= 2 * CHUNK:
+                    raise StoreFullError(f"{self.name}/{key}: no space", store=self.name, key=key)
+                await write(data, is_hole=is_hole)
+
+            session.write = until_full  # type: ignore[method-assign]  # that is the fault
+            yield session
+
+
+async def failing(where: str) -> MemoryDriver:
+    if where == "open":
+        return await fill(store("bad"), b"somebody else's")
+    kind = {"write": _FailsOnWrite, "commit": _FailsOnCommit}[where]
+    return kind("bad", MemoryConfig(), StoreOptions())
+
+
+async def test_one_read_fills_every_destination(engine: Engine) -> None:
+    source = await fill(store("source"))
+    a, b, c = store("a"), store("b"), store("c")
+    report = await transfer(
+        source, KEY, to(a, b, c), engine=engine, digests=("md5", "sha512"), must_read=True
+    )
+    assert [await content(driver) for driver in (a, b, c)] == [DATA] * 3
+    assert report.digests == {"md5": MD5, "sha512": SHA512}
+    assert (report.size_bytes, report.bytes_read, report.bytes_through) == (len(DATA),) * 3
+    assert [outcome.method for outcome in report.outcomes] == [STREAM] * 3
+    assert "digests have to be computed" in report.outcomes[0].reason
+    assert report.outcomes[0].verified == "inline: md5, sha512"
+
+
+async def test_the_attempt_marks_stay_until_they_are_cleared(engine: Engine) -> None:
+    source, a = await fill(store("source")), store("a")
+    await transfer(source, KEY, to(a), engine=engine, digests=(), must_read=True)
+    assert len(a.names) == 2
+    assert await a.clear_attempt(KEY, "job.1", keep_object=True)
+    assert a.names == {KEY}
+
+
+async def test_a_known_image_is_copied_without_its_bytes(engine: Engine) -> None:
+    source, a = await fill(store("source")), store("a")
+    expected = Expected(size_bytes=len(DATA), digests={"sha512": SHA512})
+    report = await transfer(source, KEY, to(a), engine=engine, digests=(), expected=expected)
+    assert report.outcomes[0].method == "memory copy"
+    assert (report.bytes_read, report.bytes_through) == (0, 0)
+    assert await content(a) == DATA
+
+
+async def test_an_offload_can_be_read_back(engine: Engine) -> None:
+    source, a = await fill(store("source")), store("a")
+    expected = Expected(size_bytes=len(DATA), digests={"sha512": SHA512})
+    report = await transfer(
+        source, KEY, to(a), engine=engine, digests=(), expected=expected, verify=VerifyMode.READBACK
+    )
+    assert report.outcomes[0].verified == "read back: sha512"
+    assert (report.bytes_read, report.bytes_through) == (0, len(DATA))
+
+
+async def test_an_offload_without_a_record_is_compared_with_the_source(engine: Engine) -> None:
+    source, a = await fill(store("source")), store("a")
+    report = await transfer(source, KEY, to(a), engine=engine, digests=(), verify=VerifyMode.READBACK)
+    assert report.outcomes[0].verified == "read back: xxh3_128"
+    assert report.bytes_through == 2 * len(DATA)
+
+
+async def test_shared_storage_needs_no_read_back(engine: Engine) -> None:
+    source, a = await fill(store("source")), store("a")
+    report = await transfer(
+        source,
+        KEY,
+        to(a),
+        engine=engine,
+        digests=(),
+        intent=Intent.MOVE,
+        must_read=True,
+        verify=VerifyMode.READBACK,
+    )
+    assert report.outcomes[0].method == "shared bytes"
+    assert report.outcomes[0].verified == "same stored bytes"
+    assert report.bytes_through == 0
+
+
+async def test_a_store_that_declines_at_the_last_moment_gets_a_stream(engine: Engine) -> None:
+    source, a = await fill(store("source")), store("a")
+
+    class Declines:
+        async def offer(self, source: Source, info: ObjectInfo, options: OffloadOptions) -> OffloadOffer:
+            return OffloadOffer(method="magic", reason="it is possible")
+
+        async def __call__(
+            self, source: Source, info: ObjectInfo, key: str, options: OffloadOptions
+        ) -> Offloaded:
+            raise OffloadDeclinedError("a: not today", store="a")
+
+    a.capabilities = replace(a.capabilities, copy_from=Declines())
+    report = await transfer(source, KEY, to(a), engine=engine, digests=())
+    assert (report.outcomes[0].method, report.outcomes[0].reason) == (STREAM, "a: not today")
+    assert await content(a) == DATA
+
+
+async def test_a_read_back_finds_a_medium_that_lies(engine: Engine) -> None:
+    source = await fill(store("source"))
+    good, liar = store("good"), _Twisted("liar", MemoryConfig(), StoreOptions())
+    with pytest.raises(DigestMismatchError, match=f"liar/{KEY}: xxh3_128"):
+        await transfer(
+            source,
+            KEY,
+            to(good, liar),
+            engine=engine,
+            digests=("md5",),
+            must_read=True,
+            verify=VerifyMode.READBACK,
+        )
+    assert good.names == liar.names == set()
+
+
+async def test_a_source_that_differs_from_the_record_is_named(engine: Engine) -> None:
+    source, a = await fill(store("source"), DATA[:-1] + b"?"), store("a")
+    expected = Expected(size_bytes=len(DATA), digests={"sha512": SHA512})
+    with pytest.raises(DigestMismatchError, match=f"source/{KEY}: sha512"):
+        await transfer(source, KEY, to(a), engine=engine, digests=(), expected=expected, must_read=True)
+    assert a.names == set()
+    with pytest.raises(DigestMismatchError, match=f"source/{KEY}: sha512"):
+        await transfer(
+            source, KEY, to(a), engine=engine, digests=(), expected=expected, verify=VerifyMode.READBACK
+        )
+    assert a.names == set()
+
+
+@pytest.mark.parametrize(
+    ("expected", "error"),
+    [
+        (Expected(size_bytes=len(DATA) + 1), SizeMismatchError),
+        (Expected(size_bytes=0), SizeMismatchError),
+        (Expected(digests={"md5": "0" * 32}), DigestMismatchError),
+        (Expected(digests={"sha1": "0" * 40}), DigestMismatchError),
+    ],
+)
+@pytest.mark.parametrize("must_read", [True, False])
+async def test_nothing_is_visible_when_the_image_is_not_what_was_expected(
+    engine: Engine, expected: Expected, error: type[GlissadeError], *, must_read: bool
+) -> None:
+    source, a, b = await fill(store("source")), store("a"), store("b")
+    with pytest.raises(error, match="source/"):
+        await transfer(
+            source,
+            KEY,
+            to(a, b),
+            engine=engine,
+            digests=("md5",),
+            expected=expected,
+            must_read=must_read,
+            verify=VerifyMode.READBACK,
+        )
+    assert a.names == b.names == set()
+
+
+async def test_an_upper_case_digest_is_the_same_digest(engine: Engine) -> None:
+    source, a = await fill(store("source")), store("a")
+    expected = Expected(digests={"sha512": SHA512.upper()})
+    await transfer(source, KEY, to(a), engine=engine, digests=(), expected=expected, must_read=True)
+    assert await content(a) == DATA
+
+
+@pytest.mark.parametrize("where", ["open", "write", "commit"])
+async def test_one_failing_destination_undoes_all(engine: Engine, where: str) -> None:
+    source, good = await fill(store("source")), store("good")
+    bad = await failing(where)
+    before = bad.names
+    error = {"open": AlreadyExistsError, "write": StoreFullError, "commit": StoreIOError}[where]
+    with pytest.raises(error, match=f"bad/{KEY}"):
+        await transfer(source, KEY, to(good, bad), engine=engine, digests=("md5",), must_read=True)
+    assert good.names == set()
+    assert bad.names == before
+
+
+@pytest.mark.parametrize("where", ["open", "write", "commit"])
+async def test_each_destination_can_succeed_on_its_own_terms(engine: Engine, where: str) -> None:
+    source, good = await fill(store("source")), store("good")
+    bad = await failing(where)
+    before = bad.names
+    report = await transfer(
+        source,
+        KEY,
+        to(bad, good),
+        engine=engine,
+        digests=("md5",),
+        must_read=True,
+        all_must_succeed=False,
+        verify=VerifyMode.READBACK,
+    )
+    failed, done = report.outcomes
+    assert failed.error is not None
+    assert failed.info is None
+    assert done.verified == "read back: xxh3_128"
+    assert await content(good) == DATA
+    assert bad.names == before
+
+
+async def test_when_no_destination_succeeds_the_error_is_raised(engine: Engine) -> None:
+    source = await fill(store("source"))
+    bad = [await fill(store(name), b"x") for name in ("a", "b")]
+    with pytest.raises(AlreadyExistsError):
+        await transfer(
+            source, KEY, to(*bad), engine=engine, digests=(), must_read=True, all_must_succeed=False
+        )
+    assert [driver.names for driver in bad] == [{KEY}, {KEY}]
+
+
+async def test_without_an_attempt_the_committed_object_is_undone_by_its_identity(engine: Engine) -> None:
+    source, good = await fill(store("source")), store("good")
+    bad = _FailsOnCommit("bad", MemoryConfig(), StoreOptions())
+    destinations = [Destination(store=driver, key=KEY) for driver in (good, bad)]
+    with pytest.raises(StoreIOError):
+        await transfer(source, KEY, destinations, engine=engine, digests=(), must_read=True)
+    assert good.names == bad.names == set()
+
+
+async def test_a_missing_source_touches_nothing(engine: Engine) -> None:
+    a = store("a")
+    with pytest.raises(NotFoundError, match=f"source/{KEY}"):
+        await transfer(store("source"), KEY, to(a), engine=engine, digests=())
+    assert a.names == set()
+
+
+@pytest.mark.parametrize("verify", list(VerifyMode))
+@pytest.mark.parametrize("must_read", [True, False])
+async def test_cancelling_at_any_moment_leaves_nothing(
+    engine: Engine, verify: VerifyMode, *, must_read: bool
+) -> None:
+    source = await fill(store("source"))
+    cancelled = 0
+    for steps in range(1000):
+        a, b = store("a"), store("b")
+        work: asyncio.Task[TransferReport] = asyncio.create_task(
+            transfer(
+                source,
+                KEY,
+                to(a, b),
+                engine=engine,
+                digests=("md5",),
+                must_read=must_read,
+                verify=verify,
+            )
+        )
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        work.cancel()
+        try:
+            await work
+        except asyncio.CancelledError:
+            cancelled += 1
+            assert a.names == b.names == set()
+        else:
+            break
+    assert cancelled > 2
+
+
+async def test_measure_reads_and_compares(engine: Engine) -> None:
+    source = await fill(store("source"))
+    measured = await measure(source, KEY, engine=engine, digests=("md5", "xxh3_128"))
+    assert measured.digests == {"md5": MD5, "xxh3_128": xxhash.xxh3_128_hexdigest(DATA)}
+    assert measured.size_bytes == len(DATA)
+    with pytest.raises(DigestMismatchError, match=f"source/{KEY}"):
+        await measure(
+            source, KEY, engine=engine, digests=(), expected=Expected(digests={"sha512": "00" * 64})
+        )
