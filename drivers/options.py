@@ -1,4 +1,6 @@
-"""What every store can be told, whatever its type: the base level that `[stores.defaults]` sets for all of them."""
+"""What every store can be told, whatever its type: the base level that `[stores.defaults]` sets for all of
+them.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,10 @@ class RetryOptions:
 class StoreOptions:
     """Options common to all stores.
 
-    `weight` orders stores for reading (higher first, as Glance's store weight). `concurrency` bounds the transfers that use the store
-    at once. `rate_limit` is bytes per second over all its transfers, None is unlimited (`10M`, `1G`, `off` in the file).
-    `allow_delete` False keeps Glissade from ever deleting an object of this store.
+    `weight` orders stores for reading (higher first, as Glance's store weight). `concurrency` bounds the
+    transfers that use the store at once. `rate_limit` is bytes per second over all its transfers, None is
+    unlimited (`10M`, `1G`, `off` in the file). `allow_delete` False keeps Glissade from ever deleting an
+    object of this store.
     """
 
     description: str = ""

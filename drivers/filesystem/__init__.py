@@ -1,0 +1,1 @@
+"""Images as files in directories: the `file` store, and local files as an import source."""
