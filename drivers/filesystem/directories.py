@@ -264,17 +264,19 @@ class Directories:
     @contextmanager
     def publishing(self, key: str) -> Iterator[None]:
         """Only one process at a time makes an object visible when there are several directories: the
-        create-only link is exclusive in one directory, not over all of them.
+        create-only link is exclusive in one directory, not over all of them. The lock is on the directory
+        that sorts first, so that processes agree on it whatever priorities they were given.
         """
         if len(self.roots) == 1:
             yield
             return
-        with self.roots[0].opened(to_change=True) as fd, os_errors_as_store_errors(self.store, key):
-            self._lock(fd)  # Closing the descriptor unlocks.
+        first = min(self.roots, key=lambda root: root.path)
+        with first.opened(to_change=True) as fd, os_errors_as_store_errors(self.store, key):
+            self._lock(fd, first.path)  # Closing the descriptor unlocks.
             self.require_absent(key)
             yield
 
-    def _lock(self, fd: int) -> None:
+    def _lock(self, fd: int, path: str) -> None:
         deadline = time.monotonic() + _LOCK_TIMEOUT_S
         while True:
             try:
@@ -282,7 +284,7 @@ class Directories:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise UnavailableError(
-                        f"{self.store}: {self.roots[0].path} has been locked for {_LOCK_TIMEOUT_S:.0f} s.",
+                        f"{self.store}: {path} has been locked for {_LOCK_TIMEOUT_S:.0f} s.",
                         store=self.store,
                         hint="Another process holds flock(2) on the directory; fuser(1) names it.",
                     ) from None

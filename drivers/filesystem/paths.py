@@ -6,6 +6,7 @@ the directory, however often somebody swaps what lies there.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -13,7 +14,7 @@ from contextlib import suppress
 
 from dataplane.errors import InvalidKeyError, NotAnImageError, ObjectChangedError
 from drivers.filesystem.errnos import os_errors_as_store_errors
-from drivers.filesystem.syscalls import FileStat, descriptor_path, stat_at, stat_if_there, stat_of
+from drivers.filesystem.syscalls import FileStat, descriptor_path, stat_if_there, stat_of
 
 NAME_MAX_BYTES = 255
 """Longest file name of every file system that matters (ext4, xfs, btrfs, tmpfs, NFS)."""
@@ -181,12 +182,17 @@ def walk(root_fd: int, components: list[str], *, store: str, key: str) -> int:
 
 
 def _step_into(dir_fd: int, component: str, *, store: str, key: str) -> int:
-    if stat.S_ISLNK(stat_at(dir_fd, component).mode):
+    """Open one directory below another. What the name stands for is looked at once it is open, not before."""
+    below = os.open(component, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    kind = stat.S_IFMT(stat_of(below).mode)
+    if kind == stat.S_IFDIR:
+        return below
+    os.close(below)
+    if kind == stat.S_IFLNK:
         raise NotAnImageError(
             f"{store}: {key}: {component!r} on the way is a symbolic link.",
             store=store,
             key=key,
             hint="Symbolic links are not followed; name the real path.",
         )
-    # The look above is for the message; what keeps a link out is O_NOFOLLOW with O_DIRECTORY.
-    return os.open(component, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), component)

@@ -1,0 +1,85 @@
+"""The one table from errors to HTTP statuses, and the shape of an error answer (RFC 9457)."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from control.api import errors as api
+from control.catalog import errors as catalog
+from control.jobs import errors as jobs
+from dataplane import errors as data
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+STATUSES: Mapping[type[data.GlissadeError], HTTPStatus] = {
+    data.GlissadeError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    # The request.
+    api.RequestError: HTTPStatus.BAD_REQUEST,
+    api.PeerForbiddenError: HTTPStatus.FORBIDDEN,
+    api.NoSuchResourceError: HTTPStatus.NOT_FOUND,
+    api.MethodNotAllowedError: HTTPStatus.METHOD_NOT_ALLOWED,
+    api.BodyTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    api.BodyTimeoutError: HTTPStatus.REQUEST_TIMEOUT,
+    api.BusyError: HTTPStatus.SERVICE_UNAVAILABLE,
+    # Images.
+    catalog.ImageError: HTTPStatus.CONFLICT,
+    catalog.ImageNotFoundError: HTTPStatus.NOT_FOUND,
+    catalog.LocationNotFoundError: HTTPStatus.NOT_FOUND,
+    catalog.CatalogUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    # Jobs.
+    jobs.JobError: HTTPStatus.CONFLICT,
+    jobs.JobNotFoundError: HTTPStatus.NOT_FOUND,
+    jobs.UnknownStoreError: HTTPStatus.BAD_REQUEST,
+    jobs.SourceStoreNeededError: HTTPStatus.BAD_REQUEST,
+    jobs.SourceNotAllowedError: HTTPStatus.FORBIDDEN,
+    jobs.InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    jobs.DrainingError: HTTPStatus.SERVICE_UNAVAILABLE,
+    # Stores, met while an image is read or a store is checked.
+    data.StoreError: HTTPStatus.BAD_GATEWAY,
+    data.NotFoundError: HTTPStatus.NOT_FOUND,
+    data.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    data.UnknownDigestError: HTTPStatus.BAD_REQUEST,
+}
+"""The nearest class in an error's ancestry decides."""
+
+RETRY_AFTER_S = 2
+"""What a client that was turned away should wait before it asks again."""
+
+
+def status_of(error: data.GlissadeError) -> HTTPStatus:
+    """The HTTP status of an error."""
+    for ancestor in type(error).__mro__:
+        if ancestor in STATUSES:
+            return STATUSES[ancestor]
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def problem_of(error: data.GlissadeError, request_id: str) -> dict[str, Any]:
+    """The error as RFC 9457 problem details."""
+    status = status_of(error)
+    problem: dict[str, Any] = {
+        "type": f"urn:glissade:error:{error.code}",
+        "title": status.phrase,
+        "status": status.value,
+        "detail": error.message,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.hint:
+        problem["hint"] = error.hint
+    if isinstance(error, api.InvalidRequestError) and error.errors:
+        problem["errors"] = [{"field": one.field, "message": one.message} for one in error.errors]
+    return problem
+
+
+def known_codes() -> frozenset[str]:
+    """Every error code there is; each is described in docs/api.md."""
+    codes = set[str]()
+    pending: list[type[data.GlissadeError]] = [data.GlissadeError]
+    while pending:
+        error = pending.pop()
+        codes.add(error.code)
+        pending.extend(error.__subclasses__())
+    return frozenset(codes)

@@ -1,0 +1,313 @@
+"""The API's answers, and the small requests. (The bodies of jobs are in `control/jobs/requests.py`.)"""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 (pydantic reads the annotations)
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from control.jobs.model import Job, JobKind, JobState
+from control.jobs.requests import ImageId, Rate, StoreId, StrictModel
+from dataplane.throttle import format_rate
+
+if TYPE_CHECKING:
+    from control.catalog.images import Image
+    from control.jobs.board import RunningJob
+    from control.jobs.limits import Limits
+    from control.jobs.stores import ConfiguredStore
+    from drivers.health import StoreHealth
+
+MAX_PAGE = 1000
+
+
+class Answer(BaseModel):
+    """An answer; made by us, so it is checked by types only."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+def utc_text(at: datetime | None) -> str | None:
+    """A UTC time, with or without its zone, in ISO 8601 with milliseconds."""
+    return None if at is None else f"{at.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+
+
+class PageQuery(StrictModel):
+    """Which part of a list: at most `limit`, after `marker`."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 100
+    marker: ImageId | None = None
+
+
+class JobsQuery(PageQuery):
+    """Which jobs to list."""
+
+    state: JobState | None = None
+    kind: JobKind | None = None
+    image_id: ImageId | None = None
+
+
+class ImagesQuery(PageQuery):
+    """Which images to list."""
+
+    status: Annotated[str, Field(pattern=r"^[a-z_]{1,30}$")] | None = None
+
+
+class DataQuery(StrictModel):
+    """Where to read an image from."""
+
+    store: StoreId | None = None
+
+
+class JobPatch(StrictModel):
+    """What can be changed about a job that has not ended."""
+
+    rate_limit: Rate
+
+
+class LimitsPatch(StrictModel):
+    """Rates to change; what is not named stays as it is."""
+
+    node: Rate | None = None
+    stores: dict[StoreId, Rate] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.node is None and not self.stores:
+            raise PydanticCustomError("empty", "names no limit to change")
+        return self
+
+
+class ProgressAnswer(Answer):
+    """How far a running job is."""
+
+    phase: str
+    size_bytes: int | None
+    bytes_done: int
+    rate_bytes_per_s: float
+    eta_s: float | None
+
+
+class JobAnswer(Answer):
+    """A job. `attempt` counts from 1 when it has been started."""
+
+    id: str
+    kind: JobKind
+    state: JobState
+    phase: str
+    image_id: str
+    attempt: int
+    request: dict[str, Any]
+    rate_limit: str
+    created_at: str | None
+    started_at: str | None
+    finished_at: str | None
+    updated_at: str | None
+    progress: ProgressAnswer | None
+    error: dict[str, Any] | None
+    report: dict[str, Any] | None
+
+
+class JobsAnswer(Answer):
+    """A page of jobs, newest first; `next` is the marker of the next page."""
+
+    jobs: list[JobAnswer]
+    next: str | None
+
+
+class HealthAnswer(Answer):
+    """How a store is."""
+
+    state: Literal["up", "read_only", "down", "unknown"]
+    reason: str
+    since: str
+    checked_at: str | None
+
+
+class CapabilitiesAnswer(Answer):
+    """What a store can do."""
+
+    writable: bool
+    deletable: bool
+    sparse: bool
+    ranged_read: bool
+    offload: bool
+
+
+class StoreAnswer(Answer):
+    """A configured store."""
+
+    id: str
+    type: str
+    description: str
+    weight: int
+    read_only: bool
+    default: bool
+    health: HealthAnswer
+    capabilities: CapabilitiesAnswer
+    free_bytes: int | None
+    total_bytes: int | None
+    rate_limit: str
+    concurrency: int
+
+
+class StoresAnswer(Answer):
+    """All configured stores."""
+
+    stores: list[StoreAnswer]
+
+
+class LimitsAnswer(Answer):
+    """The rate limits of the node and of each store."""
+
+    node: str
+    stores: dict[str, str]
+
+
+class LocationAnswer(Answer):
+    """One place of an image."""
+
+    store: str
+    url: str
+    status: str
+
+
+class ImageAnswer(Answer):
+    """An image of the catalogue."""
+
+    id: str
+    name: str | None
+    status: str
+    size: int | None
+    virtual_size: int | None
+    checksum: str | None
+    os_hash_algo: str | None
+    os_hash_value: str | None
+    disk_format: str | None
+    container_format: str | None
+    created_at: str | None
+    updated_at: str | None
+    stores: list[str]
+    locations: list[LocationAnswer]
+
+
+class ImagesAnswer(Answer):
+    """A page of images, newest first."""
+
+    images: list[ImageAnswer]
+    next: str | None
+
+
+class ReadyAnswer(Answer):
+    """Whether the daemon takes work; the reasons when it does not."""
+
+    ready: bool
+    reasons: list[str]
+    version: str
+
+
+def job_answer(job: Job, running: RunningJob | None) -> JobAnswer:
+    """The job as the API shows it; `running` is its live part, if it runs here."""
+    progress = None
+    if running is not None and job.state is JobState.RUNNING:
+        live = running.progress
+        progress = ProgressAnswer(
+            phase=live.phase or job.phase,
+            size_bytes=live.size_bytes,
+            bytes_done=live.bytes_done,
+            rate_bytes_per_s=live.rate_bytes_per_s(),
+            eta_s=live.eta_s(),
+        )
+    return JobAnswer(
+        id=job.id,
+        kind=job.kind,
+        state=job.state,
+        phase=job.phase,
+        image_id=job.image_id,
+        attempt=job.epoch,
+        request=_shown_request(job),
+        rate_limit=format_rate(job.rate_limit),
+        created_at=utc_text(job.created_at),
+        started_at=utc_text(job.started_at),
+        finished_at=utc_text(job.finished_at),
+        updated_at=utc_text(job.updated_at),
+        progress=progress,
+        error=dict(job.error) if job.error is not None else None,
+        report=dict(job.report) if job.report is not None else None,
+    )
+
+
+def _shown_request(job: Job) -> dict[str, Any]:
+    """The request as it was sent, except for the query of a URL: a presigned one is a secret."""
+    request = dict(job.request)
+    source = request.get("source")
+    if isinstance(source, dict) and source.get("url"):
+        try:
+            parts = urlsplit(source["url"])
+        except ValueError:
+            return {**request, "source": {"url": "..."}}
+        if parts.query:
+            request["source"] = {**source, "url": urlunsplit(parts._replace(query="..."))}
+    return request
+
+
+def store_answer(store: ConfiguredStore, health: StoreHealth, limits: Limits) -> StoreAnswer:
+    """The store as the API shows it."""
+    can = store.driver.capabilities
+    return StoreAnswer(
+        id=store.id,
+        type=store.type,
+        description=store.options.description,
+        weight=store.options.weight,
+        read_only=store.read_only,
+        default=store.is_default,
+        health=HealthAnswer(
+            state=health.state.value,
+            reason=health.reason,
+            since=utc_text(health.since) or "",
+            checked_at=utc_text(health.checked_at),
+        ),
+        capabilities=CapabilitiesAnswer(
+            writable=not store.read_only,
+            deletable=store.may_delete,
+            sparse=can.sparse,
+            ranged_read=can.ranged_read,
+            offload=can.copy_from is not None,
+        ),
+        free_bytes=health.free_bytes,
+        total_bytes=health.total_bytes,
+        rate_limit=format_rate(limits.store(store.id).rate_bytes_per_s),
+        concurrency=store.options.concurrency,
+    )
+
+
+def limits_answer(limits: Limits) -> LimitsAnswer:
+    """The limits as the API shows them."""
+    return LimitsAnswer(
+        node=format_rate(limits.node.rate_bytes_per_s),
+        stores={name: format_rate(bucket.rate_bytes_per_s) for name, bucket in limits.stores.items()},
+    )
+
+
+def image_answer(image: Image) -> ImageAnswer:
+    """The image as the API shows it."""
+    return ImageAnswer(
+        id=image.id,
+        name=image.name,
+        status=image.status,
+        size=image.size_bytes,
+        virtual_size=image.virtual_size_bytes,
+        checksum=image.checksum,
+        os_hash_algo=image.os_hash_algo,
+        os_hash_value=image.os_hash_value,
+        disk_format=image.disk_format,
+        container_format=image.container_format,
+        created_at=utc_text(image.created_at),
+        updated_at=utc_text(image.updated_at),
+        stores=list(dict.fromkeys(place.store for place in image.locations)),
+        locations=[
+            LocationAnswer(store=place.store, url=place.url, status=place.status) for place in image.locations
+        ],
+    )

@@ -1,0 +1,72 @@
+"""What can be wrong with the catalogue, or with what was asked of it."""
+
+from __future__ import annotations
+
+from dataplane.errors import GlissadeError
+
+
+class CatalogError(GlissadeError):
+    """The catalogue cannot be used as it is; the daemon refuses to start. The message says why."""
+
+    code = "catalog_error"
+
+
+class CatalogInUseError(CatalogError):
+    """Another daemon has this database file open."""
+
+    code = "catalog_in_use"
+
+
+class UnsafeCatalogPathError(CatalogError):
+    """The database file lies where SQLite cannot keep its promises (NFS, FUSE), or others could read it."""
+
+    code = "catalog_path_unsafe"
+
+
+class SchemaTooNewError(CatalogError):
+    """The database was migrated by a newer version of Glissade."""
+
+    code = "schema_too_new"
+
+
+class CatalogUnavailableError(CatalogError):
+    """The database does not answer now."""
+
+    code = "catalog_unavailable"
+    retryable = True
+
+
+class ImageError(GlissadeError):
+    """An image in the catalogue is not what the request needs."""
+
+    code = "image_error"
+
+
+class ImageNotFoundError(ImageError):
+    """There is no such image, or it was deleted."""
+
+    code = "not_found"
+
+
+class ImageExistsError(ImageError):
+    """The id was used before; an image id never comes back as another image."""
+
+    code = "image_exists"
+
+
+class ImageStateError(ImageError):
+    """The image is in a state that does not allow this (not active, protected, being deleted)."""
+
+    code = "image_state"
+
+
+class LocationNotFoundError(ImageError):
+    """The image is not in that store."""
+
+    code = "location_not_found"
+
+
+class LastLocationError(ImageError):
+    """This is the image's last place: removing it would lose the image."""
+
+    code = "last_location"

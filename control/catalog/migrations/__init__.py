@@ -1,0 +1,1 @@
+"""Alembic migrations: `env.py` for the alembic command, `versions/` what they do."""

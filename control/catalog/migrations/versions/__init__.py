@@ -1,0 +1,1 @@
+"""One module per migration; the first is the baseline."""

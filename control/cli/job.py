@@ -1,0 +1,136 @@
+"""`glissade job`: what the daemon does, did and will do."""
+
+from __future__ import annotations
+
+import click
+
+from control.cli import output
+from control.cli.client import FINAL_STATES, Json, quoted
+from control.cli.exits import Exit
+from control.cli.options import Session, wait_option, with_session
+from control.cli.output import Column
+from control.cli.paging import fetch, paging_options, say_if_more
+from control.cli.report import print_report
+from control.cli.waiting import PATIENCE_S, conclude, wait_for
+
+_STATES = ["queued", "running", "succeeded", "failed", "cancelled", "ignored", "quarantined"]
+_KINDS = ["import", "copy", "move", "verify", "hash", "delete"]
+
+
+@click.group()
+def job() -> None:
+    """Look at jobs, follow them, stop them."""
+
+
+@job.command("list")
+@click.option("--state", type=click.Choice(_STATES), help="Only jobs in this state.")
+@click.option("--kind", type=click.Choice(_KINDS), help="Only jobs of this kind.")
+@click.option("--image", metavar="ID", help="Only jobs of this image.")
+@paging_options
+@with_session
+def list_jobs(
+    session: Session,
+    *,
+    state: str | None,
+    kind: str | None,
+    image: str | None,
+    limit: int,
+    marker: str | None,
+    everything: bool,
+) -> None:
+    """Jobs, newest first."""
+    query = {"state": state, "kind": kind, "image_id": image}
+    page = fetch(session, "jobs", query=query, limit=limit, marker=marker, everything=everything)
+    if session.as_json:
+        output.print_json(page)
+        return
+    columns = [
+        Column("ID"),
+        Column("KIND"),
+        Column("STATE"),
+        Column("IMAGE"),
+        Column("CREATED"),
+        Column("NOW", fold=True),
+    ]
+    output.print_table(columns, [_row(item) for item in page["jobs"]])
+    say_if_more(session, page)
+
+
+def _row(job: Json) -> list[object]:
+    error = job.get("error")
+    now: object = error.get("code") if isinstance(error, dict) else None
+    if now is None and job.get("state") not in FINAL_STATES:
+        moving = job.get("progress") or {}
+        size, done = moving.get("size_bytes"), moving.get("bytes_done") or 0
+        now = moving.get("phase") or job.get("phase")
+        if size:
+            now = f"{now} {100 * done // size} %"
+    return [
+        job.get("id"),
+        job.get("kind"),
+        job.get("state"),
+        job.get("image_id"),
+        output.time_text(job.get("created_at")),
+        now,
+    ]
+
+
+@job.command("show")
+@click.argument("job_id", metavar="ID")
+@with_session
+def show_job(session: Session, *, job_id: str) -> None:
+    """One job: where it is, or how it went."""
+    found = session.client.get(f"/v1/jobs/{quoted(job_id)}")
+    if session.as_json:
+        output.print_json(found)
+        return
+    output.print_fields(
+        [
+            ("id", found.get("id")),
+            ("kind", found.get("kind")),
+            ("state", found.get("state")),
+            ("phase", found.get("phase")),
+            ("image", found.get("image_id")),
+            ("attempt", found.get("attempt")),
+            ("rate limit", found.get("rate_limit")),
+            ("created", output.time_text(found.get("created_at"))),
+            ("started", output.time_text(found.get("started_at"))),
+            ("finished", output.time_text(found.get("finished_at"))),
+        ]
+    )
+    output.print_line()
+    print_report(found)
+
+
+@job.command("watch")
+@click.argument("job_id", metavar="ID")
+@click.option(
+    "--patience",
+    "patience_s",
+    type=click.FloatRange(0),
+    default=PATIENCE_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to try again when the daemon goes away.",
+)
+@with_session
+def watch_job(session: Session, *, job_id: str, patience_s: float) -> Exit:
+    """Follow a job to its end, also through a restart of the daemon. Ctrl-C leaves; the job goes on."""
+    return conclude(session, wait_for(session, job_id, patience_s=patience_s, accepted=False))
+
+
+@job.command("cancel")
+@click.argument("job_id", metavar="ID")
+@wait_option
+@with_session
+def cancel_job(session: Session, *, job_id: str, wait: bool) -> Exit:
+    """Stop a job; nothing of it stays behind. With --wait, exit code 0 means that it was stopped."""
+    answer = session.client.post(f"/v1/jobs/{quoted(job_id)}/cancel")
+    if wait:
+        return conclude(session, wait_for(session, job_id), wanted=frozenset({"cancelled"}))
+    if session.as_json:
+        output.print_json(answer)
+    else:
+        output.print_line(answer.get("id") or job_id)
+        session.say(f"The job is asked to stop. See it end: glissade job watch {job_id}")
+    return Exit.OK

@@ -1,0 +1,142 @@
+"""From files and environment to `Settings`, or to the list of everything that is wrong with them."""
+
+from __future__ import annotations
+
+import os
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from control.config.problems import ConfigError
+from control.config.settings import ApiSettings, CatalogSettings, ImportSettings, NodeSettings, Settings
+from control.config.sources import read_sources
+from control.config.stores import STORE_OPTION_CHECKS, read_stores
+from control.config.typed import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from control.config.settings import StoreSettings
+
+T = TypeVar("T")
+
+SECTIONS: Final = ("node", "api", "catalog", "import", "stores")
+_LONGEST_SOCKET_PATH = 107  # sizeof(sun_path) - 1: https://man7.org/linux/man-pages/man7/unix.7.html
+_LEAST_CHUNKS = 4
+
+
+def load_settings(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    outside_service: bool = False,
+) -> Settings:
+    """Read the main file (`path`, or $GLISSADE_CONFIG, or /etc/glissade/glissade.toml), `conf.d` beside
+    it and the environment.
+
+    Raises `ConfigError` holding every mistake. With `outside_service` (an operator checks the files from
+    a shell), secrets that only the service's own environment holds are warnings and empty.
+    """
+    environ = os.environ if environ is None else environ
+    merged = read_sources(path, environ)
+    reader = Reader(merged, environ=environ, outside_service=outside_service, checks=STORE_OPTION_CHECKS)
+    reader.refuse_unknown(merged.tree, SECTIONS, (), word="section")
+    node = _section(reader, NodeSettings, "node")
+    api = _section(reader, ApiSettings, "api")
+    catalog = _section(reader, CatalogSettings, "catalog")
+    imports = _section(reader, ImportSettings, "import")
+    stores = read_stores(reader)
+    if node is not None:
+        _check_node(reader, node)
+        catalog = _with_database(reader, catalog, node)
+        _check_directories(reader, node, stores)
+    if api is not None:
+        _check_api(reader, api)
+    if imports is not None and "/" in imports.directories:
+        reader.warn(
+            ("import", "directories"),
+            "lets every file that the service can read be imported",
+            "name the directories that hold images",
+        )
+    problems = [*merged.problems, *reader.problems]
+    if problems or node is None or api is None or catalog is None or imports is None:
+        raise ConfigError(problems)
+    return Settings(
+        node=node,
+        api=api,
+        catalog=catalog,
+        imports=imports,
+        stores=MappingProxyType(stores),
+        files=tuple(merged.files),
+        warnings=(*merged.warnings, *reader.warnings),
+        origins=MappingProxyType(reader.origins),
+    )
+
+
+def _section(reader: Reader, cls: type[T], name: str) -> T | None:
+    result = reader.table(cls, reader.merged.tree.get(name, {}), (name,))
+    return result if isinstance(result, cls) else None
+
+
+def _check_node(reader: Reader, node: NodeSettings) -> None:
+    if node.buffer_budget_bytes < _LEAST_CHUNKS * node.chunk_bytes:
+        reader.report(
+            ("node", "buffer_budget"),
+            f"must hold at least {_LEAST_CHUNKS} chunks of node.chunk",
+            "raise node.buffer_budget or lower node.chunk",
+        )
+
+
+def _with_database(
+    reader: Reader, catalog: CatalogSettings | None, node: NodeSettings
+) -> CatalogSettings | None:
+    """The catalogue with its URL filled in and in one form: `sqlite:////absolute/path`."""
+    if catalog is None:
+        return None
+    path = catalog.url or os.path.join(node.state_directory, "catalog.db")
+    if path.startswith("sqlite:///"):
+        path = path.removeprefix("sqlite:///")
+    advice = 'write "sqlite:////var/lib/glissade/catalog.db" (four slashes) or just the path'
+    if "://" in path or path.startswith("sqlite:"):
+        # What was given may hold a password: it is not repeated.
+        reader.report(("catalog", "url"), "must name an SQLite database", advice)
+        return None
+    if not path.startswith("/") or "?" in path or path.endswith("/"):
+        reader.report(("catalog", "url"), "must name an absolute path to a file", advice)
+        return None
+    return CatalogSettings(url=f"sqlite:///{path}")
+
+
+def _check_api(reader: Reader, api: ApiSettings) -> None:
+    if len(os.fsencode(api.socket)) > _LONGEST_SOCKET_PATH:
+        reader.report(
+            ("api", "socket"),
+            f"is longer than the {_LONGEST_SOCKET_PATH} bytes that a socket's path may have",
+            "use a shorter path, such as /run/glissade/api.sock",
+        )
+    if api.socket_mode & 0o600 != 0o600:
+        reader.report(
+            ("api", "socket_mode"), "must let the service's own user read and write", 'write "0660"'
+        )
+
+
+def _check_directories(reader: Reader, node: NodeSettings, stores: Mapping[str, StoreSettings]) -> None:
+    """No directory may belong to two stores, or twice to one, or be the daemon's own."""
+    from drivers.filesystem.config import FileConfig
+
+    owner = {os.path.realpath(node.state_directory): "node.state_directory"}
+    for store in stores.values():
+        if not isinstance(store.config, FileConfig):
+            continue
+        for index, directory in enumerate(store.config.directories):
+            path = ("stores", store.id, "directories", index)
+            real = os.path.realpath(directory.path)
+            here = f"stores.{store.id}.directories[{index}]"
+            if real in owner:
+                other = owner[real]
+                alias = "" if real == directory.path else f" (it is {real})"
+                reader.report(
+                    path,
+                    f"{directory.path}{alias} is also {other}",
+                    "give each store directories of its own",
+                )
+            owner.setdefault(real, here)

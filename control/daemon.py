@@ -1,0 +1,338 @@
+"""The daemon: puts the parts together, runs them in one task group, and takes them apart again."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import signal
+import sys
+import uuid
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from control import logs
+from control.api.app import create_app
+from control.api.context import ApiContext
+from control.api.errors import SocketInUseError
+from control.api.listen import ListeningSocket
+from control.api.metrics import Metrics
+from control.api.peers import PeerPolicy
+from control.catalog.database import Database, open_database
+from control.catalog.errors import CatalogError
+from control.catalog.images import Images
+from control.jobs.board import Board
+from control.jobs.limits import Limits
+from control.jobs.queue import JobQueue
+from control.jobs.service import JobService
+from control.jobs.services import ImportSources, Services
+from control.jobs.stores import ConfiguredStore, Stores
+from control.jobs.worker import RETRY, Worker
+from control.notify import notify, watchdog_interval_s
+from dataplane.buffers import BufferPool
+from dataplane.digests import HashThreads
+from dataplane.errors import GlissadeError
+from dataplane.transfer import Engine
+from drivers.filesystem.local import LocalFileSource
+from drivers.health import HealthMonitor
+from drivers.http.config import HttpConfig
+from drivers.http.driver import HttpSource
+from drivers.options import StoreOptions
+from drivers.registry import build_store, wrapped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
+
+    from control.config import Settings
+    from dataplane.retry import RetryPolicy
+    from dataplane.store import Source
+
+log = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+"""Something broke while running; a restart continues where it stopped."""
+EXIT_REFUSED = 6
+"""The daemon would not start like this: configuration, catalogue or socket. A restart changes nothing."""
+
+_LAG_EVERY_S = 1.0
+
+
+def run(settings: Settings) -> int:
+    """Run the daemon until it is told to stop; returns the process's exit code."""
+    logs.set_up(settings.node.log_level, settings.node.log_format)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory(settings)) as runner:
+            runner.run(_until_signalled(settings))
+    except (GlissadeError, OSError) as error:
+        return _failed([error])
+    except BaseExceptionGroup as group:
+        errors = list(_leaves(group))
+        if not all(isinstance(error, GlissadeError) for error in errors):
+            raise
+        return _failed(errors)
+    return 0
+
+
+def _failed(errors: Sequence[BaseException]) -> int:
+    """Say why, and whether starting again can help."""
+    for error in errors:
+        log.critical("%s", error)
+    refused = all(
+        isinstance(error, CatalogError | SocketInUseError) and not error.retryable for error in errors
+    )
+    return EXIT_REFUSED if refused else EXIT_FAILED
+
+
+async def serve(
+    settings: Settings,
+    *,
+    ready: asyncio.Event | None = None,
+    stop: asyncio.Event | None = None,
+    retry: RetryPolicy = RETRY,
+) -> None:
+    """Run the daemon on the current event loop until `stop` is set; `ready` is set when it takes work.
+
+    Raises a `CatalogError` or `SocketInUseError` when it must not start, `CatalogUnavailableError` (in a
+    group) when the catalogue breaks while it runs. However it ends, nothing of it is left running.
+    """
+    stop = stop or asyncio.Event()
+    async with AsyncExitStack() as stack:
+        database = await open_database(settings.catalog.url)
+        stack.push_async_callback(database.aclose)
+        daemon = _Daemon(settings, database, stack, retry)
+        async with asyncio.TaskGroup() as group:
+            await daemon.run(group, ready=ready, stop=stop)
+
+
+class _Daemon:
+    """One running daemon: its parts, and in which order they begin and end."""
+
+    def __init__(
+        self, settings: Settings, database: Database, stack: AsyncExitStack, retry: RetryPolicy
+    ) -> None:
+        node = settings.node
+        self._settings = settings
+        self._stack = stack
+        self._is_probed = False
+        self._metrics = Metrics(_version())
+        stores = [self._store(store_id) for store_id in settings.stores]
+        pool = BufferPool(budget_bytes=node.buffer_budget_bytes, chunk_bytes=node.chunk_bytes)
+        stack.callback(pool.close)
+        hashing = HashThreads(node.hash_threads)
+        stack.callback(hashing.close)
+        health = HealthMonitor(
+            {store.id: store.driver for store in stores},
+            intervals_s={store.id: store.options.probe_interval_s for store in stores},
+        )
+        stack.push_async_callback(health.aclose)
+        self._services = Services(
+            database=database,
+            images=Images(),
+            queue=JobQueue(),
+            stores=Stores(stores),
+            health=health,
+            engine=Engine(
+                pool=pool,
+                hashing=hashing,
+                # No transfer can take the chunks that another one waits for.
+                window_chunks=max(1, min(8, pool.chunk_count // node.max_transfers)),
+                stall_timeout_s=node.stall_timeout_s,
+            ),
+            limits=Limits(
+                node=node.rate_limit, stores={store.id: store.options.rate_limit for store in stores}
+            ),
+            sources=self._import_sources(),
+            board=Board(),
+            os_hash_algo=settings.imports.default_os_hash_algo,
+        )
+        self._worker = Worker(
+            self._services,
+            owner=uuid.uuid4().hex,
+            max_jobs=node.max_transfers,
+            drain_timeout_s=node.drain_timeout_s,
+            retry=retry,
+        )
+        peers = PeerPolicy(allow_users=settings.api.allow_users, allow_groups=settings.api.allow_groups)
+        self._context = ApiContext(
+            services=self._services,
+            jobs=JobService(self._services, self._worker),
+            metrics=self._metrics,
+            peers=peers,
+            version=_version(),
+            not_ready=self._not_ready,
+        )
+
+    async def run(
+        self, group: asyncio.TaskGroup, *, ready: asyncio.Event | None, stop: asyncio.Event
+    ) -> None:
+        """Begin, say so, wait for `stop`, and end in order."""
+        site = await self._listen()
+        background = [
+            group.create_task(self._watch_loop(), name="loop lag"),
+            group.create_task(self._feed_watchdog(), name="watchdog"),
+        ]
+        try:
+            # A dead store is degraded, and watched until it comes back.
+            await self._services.health.probe_all()
+            background.append(group.create_task(self._services.health.run(), name="health monitor"))
+            worker = group.create_task(self._worker.run(), name="worker")
+            self._is_probed = True
+            notify("READY=1")
+            log.info(
+                "Glissade %s is ready on %s with %d stores",
+                _version(),
+                self._settings.api.socket,
+                len(self._settings.stores),
+            )
+            if ready is not None:
+                ready.set()
+            await stop.wait()
+            log.info("Stopping")
+            notify("STOPPING=1")
+            self._worker.stop()
+            await asyncio.wait([worker])
+        finally:
+            self._context.closing.set()
+            self._services.board.close()
+            for task in background:
+                task.cancel()
+            await site()
+
+    def _store(self, store_id: str) -> ConfiguredStore:
+        configured = self._settings.stores[store_id]
+        driver = build_store(store_id, configured.type, configured.config, configured.options, self._metrics)
+        self._stack.push_async_callback(driver.aclose)
+        return ConfiguredStore(
+            id=store_id,
+            type=configured.type,
+            driver=driver,
+            options=configured.options,
+            is_default=configured.is_default,
+        )
+
+    def _import_sources(self) -> ImportSources:
+        imports = self._settings.imports
+        options = StoreOptions(concurrency=self._settings.node.max_transfers)
+        http = HttpConfig(
+            schemes=("https", "http") if imports.allow_http else ("https",),
+            ports=imports.ports,
+            allow_cidrs=imports.allow_private_addresses,
+            ca_file=imports.ca_file,
+        )
+        return ImportSources(
+            urls=self._source(HttpSource("import", http, options), options),
+            paths=(
+                self._source(LocalFileSource("import", imports.directories, options), options)
+                if imports.directories
+                else None
+            ),
+        )
+
+    def _source(self, source: Source, options: StoreOptions) -> Source:
+        made = wrapped(source, options, self._metrics)
+        self._stack.push_async_callback(made.aclose)
+        return made
+
+    async def _listen(self) -> Callable[[], Coroutine[None, None, None]]:
+        """Begin to answer; returns what ends it."""
+        api = self._settings.api
+        try:
+            listening = ListeningSocket(
+                api.socket, mode=api.socket_mode, group=self._context.peers.socket_group
+            )
+        except OSError as error:
+            raise SocketInUseError(
+                f"The socket {api.socket} cannot be made: {error.strerror}.",
+                hint="Check api.socket, and that the daemon's user may write there.",
+            ) from error
+        app = create_app(self._context, max_body_bytes=api.max_body_bytes)
+        runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=2.0, keepalive_timeout=30.0
+        )
+        try:
+            await runner.setup()
+            await web.SockSite(runner, listening.socket).start()
+        except BaseException:
+            listening.close()
+            raise
+
+        async def end() -> None:
+            await runner.cleanup()
+            listening.close()
+
+        return end
+
+    def _not_ready(self) -> list[str]:
+        reasons = []
+        if not self._is_probed:
+            reasons.append("the stores are being probed")
+        if self._worker.is_draining:
+            reasons.append("the daemon is stopping")
+        return reasons
+
+    async def _watch_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LAG_EVERY_S
+            await asyncio.sleep(_LAG_EVERY_S)
+            self._metrics.loop_lag(max(0.0, loop.time() - due))
+
+    async def _feed_watchdog(self) -> None:
+        """Signs of life only while the loop runs (this does) and the worker comes round."""
+        interval_s = watchdog_interval_s()
+        if interval_s is None:
+            return
+        loop = asyncio.get_running_loop()
+        while True:
+            turned_at = self._worker.turned_at
+            if turned_at is None or loop.time() - turned_at < interval_s:
+                notify("WATCHDOG=1")
+            await asyncio.sleep(interval_s / 3)
+
+
+async def _until_signalled(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; a second one does not wait for anything (what is cut off is put right
+    at the next start).
+    """
+    stop = asyncio.Event()
+
+    def signalled(name: str) -> None:
+        if stop.is_set():
+            log.critical("%s again: quitting at once", name)
+            os._exit(EXIT_FAILED)
+        log.info("%s: draining; once more to quit at once", name)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled, number.name)
+    for problem in settings.warnings:
+        log.warning("%s", problem)
+    await serve(settings, stop=stop)
+
+
+def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop]:
+    if settings.node.event_loop == "uvloop" and sys.platform == "linux":
+        import uvloop
+
+        return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("glissade")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The errors of a group and of the groups in it."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

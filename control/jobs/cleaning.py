@@ -1,0 +1,71 @@
+"""Clears away what attempts left in the stores: after a failure, after a crash, and the marks after a
+success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from control.jobs.errors import UnknownStoreError
+from dataplane.errors import GlissadeError, UnavailableError
+from dataplane.store import Driver
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from control.jobs.model import Job
+    from control.jobs.services import Services
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S = 20.0
+"""A store that needs longer to forget an attempt is asked again later."""
+
+
+async def clear_attempts(
+    services: Services, job: Job, stores: Sequence[str], *, through: int
+) -> list[GlissadeError]:
+    """Remove what the job's attempts up to number `through` left in these stores; returns why it did not
+    work everywhere.
+
+    An object that was published stays, only the attempt's marks go. Touches nothing that the attempts did
+    not make.
+    """
+    epochs = range(job.cleaned_epoch + 1, through + 1)
+    if not stores or not epochs:
+        return []
+    keep = await services.database.read(lambda tx: _published_stores(services, tx, job))
+    failures: list[GlissadeError] = []
+    for store_id in stores:
+        try:
+            driver = services.stores.get(store_id).driver
+            if not isinstance(driver, Driver):
+                continue  # Takes no writes, so nothing of ours is there.
+            async with asyncio.timeout(_PATIENCE_S):
+                for epoch in epochs:
+                    await driver.clear_attempt(job.image_id, job.attempt(epoch), keep_object=store_id in keep)
+        except UnknownStoreError:
+            # It was refused when the job began, or its configuration is gone: there is nobody to ask.
+            log.warning("Job %s: what it left in %s cannot be looked for: no such store.", job.id, store_id)
+        except TimeoutError:
+            failures.append(
+                UnavailableError(
+                    f"{store_id}: did not clear an attempt in {_PATIENCE_S:.0f} s.", store=store_id
+                )
+            )
+        except GlissadeError as error:
+            failures.append(error)
+    for failure in failures:
+        log.warning("Job %s: could not clear up, will try again: %s", job.id, failure)
+    return failures
+
+
+async def _published_stores(services: Services, tx: AsyncConnection, job: Job) -> set[str]:
+    """Where the object must stay: what the job published, and whatever the catalogue points to."""
+    current = await services.queue.get(tx, job.id)
+    published = set(current.checkpoint.get("published", ()))
+    return published | await services.images.stores_of(tx, job.image_id)

@@ -1,0 +1,190 @@
+"""What can be asked for: the body of `POST /v1/jobs`, one model per kind, and what a job's row holds.
+
+Strict: no conversions, no unknown fields. Whether the named image and stores exist is not decided here.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic_core import PydanticCustomError
+
+from dataplane.digests import KNOWN_ALGORITHMS, digest_length
+from dataplane.throttle import parse_rate
+from dataplane.transfer import VerifyMode
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def check_uuid(text: str) -> str:
+    """The id in lower case. Raises the `invalid_id` validation error."""
+    if not _UUID.fullmatch(text):
+        raise PydanticCustomError(
+            "invalid_id", "is no UUID (like {example})", {"example": str(uuid.UUID(int=0))}
+        )
+    return text.lower()
+
+
+def check_rate(text: str) -> str:
+    """The text, if it is a rate. Raises ValueError."""
+    parse_rate(text)
+    return text
+
+
+def _check_text(text: str) -> str:
+    if _CONTROL_CHARACTERS.search(text):
+        raise ValueError("control characters are not allowed")
+    return text
+
+
+def _check_algorithm(name: str) -> str:
+    if name not in KNOWN_ALGORITHMS:
+        raise ValueError(f"unknown digest algorithm; known are {', '.join(sorted(KNOWN_ALGORITHMS))}")
+    return name
+
+
+def _check_strong(name: str) -> str:
+    strong = ("sha256", "sha384", "sha512")
+    if name not in strong:
+        raise ValueError(f"must be one of {', '.join(strong)}")
+    return name
+
+
+def _check_digests(digests: dict[str, str]) -> dict[str, str]:
+    for name, value in digests.items():
+        _check_algorithm(name)
+        if not re.fullmatch(rf"[0-9a-fA-F]{{{digest_length(name)}}}", value):
+            raise ValueError(f"a {name} digest has {digest_length(name)} hexadecimal digits")
+    return {name: value.lower() for name, value in digests.items()}
+
+
+def _check_distinct(stores: list[str]) -> list[str]:
+    if len(set(stores)) != len(stores):
+        raise ValueError("names a store twice")
+    return stores
+
+
+ImageId = Annotated[str, AfterValidator(check_uuid)]
+StoreId = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_check_text)]
+StoreIds = Annotated[list[StoreId], Field(min_length=1, max_length=64), AfterValidator(_check_distinct)]
+Rate = Annotated[str, Field(max_length=32), AfterValidator(check_rate)]
+Format = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,19}$")]
+Verify = Literal["inline", "readback", "none"]
+
+
+class StrictModel(BaseModel):
+    """No unknown fields, no conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ImageDescription(StrictModel):
+    """The image an import creates."""
+
+    id: ImageId | None = None
+    name: Annotated[str, Field(max_length=255), AfterValidator(_check_text)] | None = None
+    disk_format: Format = "raw"
+    container_format: Format = "bare"
+
+
+class ImportSource(StrictModel):
+    """Where an import reads from: a URL or an absolute path on the daemon's machine."""
+
+    url: Annotated[str, Field(min_length=1, max_length=8192), AfterValidator(_check_text)] | None = None
+    path: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.url is None) == (self.path is None):
+            raise PydanticCustomError("one_source", "needs exactly one of url and path")
+        return self
+
+
+class ExpectedContent(StrictModel):
+    """What the image must turn out to be; checked before anything becomes visible."""
+
+    size_bytes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    digests: Annotated[dict[str, str], AfterValidator(_check_digests)] = Field(default_factory=dict)
+
+
+class ImportRequest(StrictModel):
+    """Bring a new image in, into all the stores in one read."""
+
+    kind: Literal["import"]
+    image: ImageDescription = Field(default_factory=ImageDescription)
+    source: ImportSource
+    stores: StoreIds
+    all_stores_must_succeed: bool = True
+    expected: ExpectedContent = Field(default_factory=ExpectedContent)
+    os_hash_algo: Annotated[str, AfterValidator(_check_strong)] | None = None
+    verify: Verify = VerifyMode.INLINE.value
+    rate_limit: Rate | None = None
+
+
+class CopyRequest(StrictModel):
+    """Put an image into further stores."""
+
+    kind: Literal["copy"]
+    image_id: ImageId
+    stores: StoreIds
+    from_store: StoreId | None = None
+    all_stores_must_succeed: bool = True
+    verify: Verify = VerifyMode.INLINE.value
+    rate_limit: Rate | None = None
+
+
+class MoveRequest(StrictModel):
+    """Put an image into another store and, once it is there for certain, remove it from the old one."""
+
+    kind: Literal["move"]
+    image_id: ImageId
+    to_store: StoreId
+    from_store: StoreId | None = None
+    rate_limit: Rate | None = None
+
+    @model_validator(mode="after")
+    def _elsewhere(self) -> Self:
+        if self.from_store == self.to_store:
+            raise PydanticCustomError("same_store", "from_store and to_store are the same store")
+        return self
+
+
+class VerifyRequest(StrictModel):
+    """Read an image again, in every store or in one, and compare it with what is recorded."""
+
+    kind: Literal["verify"]
+    image_id: ImageId
+    store: StoreId | None = None
+
+
+class HashRequest(StrictModel):
+    """Compute the digests that are missing in the catalogue."""
+
+    kind: Literal["hash"]
+    image_id: ImageId
+    store: StoreId | None = None
+
+
+class DeleteRequest(StrictModel):
+    """Delete an image, or only its copy in one store."""
+
+    kind: Literal["delete"]
+    image_id: ImageId
+    store: StoreId | None = None
+
+
+JobRequest = Annotated[
+    ImportRequest | CopyRequest | MoveRequest | VerifyRequest | HashRequest | DeleteRequest,
+    Field(discriminator="kind"),
+]
+
+_adapter: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
+
+
+def parse_request(body: Any) -> JobRequest:
+    """The request in a decoded JSON value. Raises pydantic's `ValidationError`."""
+    return _adapter.validate_python(body)

@@ -1,0 +1,125 @@
+"""One attempt at one job, as its recipe sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from control.catalog.images import Content, NewLocation
+from control.jobs.report import Report
+from dataplane.progress import Progress
+from dataplane.throttle import TokenBucket
+from dataplane.transfer import Destination
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from control.catalog.images import Image
+    from control.jobs.model import Job
+    from control.jobs.queue import Claim
+    from control.jobs.services import Services
+    from dataplane.transfer import Outcome, TransferReport
+
+
+class Run:
+    """The claimed job, what its attempt has done so far, and the right to write about it. Belongs to the
+    job's task.
+    """
+
+    def __init__(self, services: Services, job: Job, claim: Claim) -> None:
+        self.services = services
+        self.job = job
+        self.claim = claim
+        self.progress = Progress()
+        self.bucket = TokenBucket(job.rate_limit)
+        self.report = Report.from_json(job.report)
+
+    async def record(
+        self,
+        phase: str,
+        *,
+        checkpoint: Mapping[str, Any] | None = None,
+        work: Callable[[AsyncConnection], Awaitable[object]] | None = None,
+    ) -> None:
+        """Commit a step: the phase, what another attempt must know (added to the checkpoint), and `work`,
+        in one transaction.
+
+        Raises `LeaseLostError` when the job is not ours any more, with nothing changed.
+        """
+
+        async def step(tx: AsyncConnection) -> Job:
+            job = await self.services.queue.record(tx, self.claim, **self._values(phase, checkpoint))
+            if work is not None:
+                await work(tx)
+            return job
+
+        await self._commit(step)
+
+    async def publish(
+        self,
+        phase: str,
+        *,
+        checkpoint: Mapping[str, Any],
+        work: Callable[[AsyncConnection], Awaitable[object]],
+    ) -> None:
+        """As `record`, passing the point of no return. Raises `JobCancelledError` when cancelling came
+        first, with nothing changed.
+        """
+
+        async def step(tx: AsyncConnection) -> Job:
+            job = await self.services.queue.pass_no_return(
+                tx, self.claim, **self._values(phase, checkpoint), report=self.report.as_json()
+            )
+            await work(tx)
+            return job
+
+        await self._commit(step)
+
+    async def _commit(self, step: Callable[[AsyncConnection], Awaitable[Job]]) -> None:
+        self.job = await self.services.database.write(step)
+        self.services.board.changed(self.job.id)
+
+    def _values(self, phase: str, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
+        values: dict[str, Any] = {"phase": phase}
+        if checkpoint is not None:
+            values["checkpoint"] = {**self.job.checkpoint, **checkpoint}
+        return values
+
+    def destination(self, store_id: str) -> Destination:
+        """A place for the job's image in a store, under this attempt's name. Raises `UnknownStoreError`,
+        `StoreNotWritableError`.
+        """
+        return Destination(
+            store=self.services.stores.writable(store_id),
+            key=self.job.image_id,
+            attempt=self.job.attempt(self.job.epoch),
+            limits=(self.services.limits.store(store_id),),
+        )
+
+    def limits(self, *stores: str) -> tuple[TokenBucket, ...]:
+        """The buckets that bytes read from these stores have to pass."""
+        of_stores = (self.services.limits.store(store) for store in stores)
+        return (self.services.limits.node, self.bucket, *of_stores)
+
+    def content(self, image: Image | None, done: TransferReport, os_hash_algo: str) -> Content:
+        """What the bytes of a transfer turned out to be, as far as they were digested."""
+        algorithm = image.os_hash_algo if image is not None and image.os_hash_algo else os_hash_algo
+        strong = done.digests.get(algorithm)
+        return Content(
+            size_bytes=done.size_bytes,
+            checksum=done.digests.get("md5"),
+            os_hash_algo=algorithm if strong is not None else None,
+            os_hash_value=strong,
+        )
+
+
+def new_places(outcomes: Sequence[Outcome]) -> list[NewLocation]:
+    """The places to record for the destinations that hold the object now."""
+    return [
+        NewLocation(
+            store=outcome.store, url=outcome.info.location or "", metadata=outcome.info.location_metadata
+        )
+        for outcome in outcomes
+        if outcome.info is not None and outcome.error is None
+    ]

@@ -1,0 +1,360 @@
+"""Claims jobs and carries them out, at most so many at once.
+
+queued -> running -> succeeded | ignored | failed | quarantined | cancelled -> queued (a failure that may
+pass, a shutdown)
+
+However an attempt ends, what it left in the stores is cleared before its end is recorded; where a store
+does not answer the job ends all the same and the clearing is repeated until it works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from control.catalog.errors import CatalogUnavailableError
+from control.catalog.tables import utc_now
+from control.jobs.board import RunningJob
+from control.jobs.cleaning import clear_attempts
+from control.jobs.errors import (
+    InternalError,
+    JobCancelledError,
+    JobError,
+    LeaseLostError,
+    NothingToDoError,
+    QuarantinedError,
+)
+from control.jobs.model import Job, JobState
+from control.jobs.queue import LONGEST_WAIT_S, Claim
+from control.jobs.recipes import RECIPES
+from control.jobs.report import describe_error
+from control.jobs.run import Run
+from dataplane.errors import GlissadeError
+from dataplane.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from control.jobs.services import Services
+
+log = logging.getLogger(__name__)
+
+RETRY = RetryPolicy(attempts=5, first_wait_s=1.0, longest_wait_s=LONGEST_WAIT_S)
+"""Each attempt has the stores' own retries inside; a store that is down for longer parks the job without
+counting. What still fails after five attempts needs a person.
+"""
+
+_TURN_S = 1.0
+"""How long a back-off that has ended or a change made elsewhere may go unnoticed."""
+_CLEAR_EVERY_S = 30.0
+
+
+class Stop(Enum):
+    """Why a running attempt is interrupted."""
+
+    CANCEL = "cancel"
+    DRAIN = "drain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an attempt ended. `again`: the job is queued for another one."""
+
+    state: JobState
+    phase: str
+    error: GlissadeError | None = None
+    again: bool = False
+    counts: bool = False
+    """Whether it counts as a failure towards giving up."""
+
+
+class _Attempt:
+    """An attempt in progress: its task, and why it was told to stop."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.work: asyncio.Task[None] | None = None
+        self.stop: Stop | None = None
+
+    def interrupt(self, why: Stop) -> None:
+        if self.stop is None:
+            self.stop = why
+            if self.work is not None:
+                self.work.cancel()
+
+
+class Worker:
+    """One per daemon. Shared state: the attempts in progress by job id; touched by plain code on the event
+    loop only.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        owner: str,
+        max_jobs: int,
+        drain_timeout_s: float,
+        retry: RetryPolicy = RETRY,
+    ) -> None:
+        self._services = services
+        self._owner = owner
+        self._max_jobs = max_jobs
+        self._drain_timeout_s = drain_timeout_s
+        self._retry = retry
+        self._attempts: dict[str, _Attempt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._clearing: asyncio.Task[None] | None = None
+        self._clear_at = 0.0
+        self.turned_at: float | None = None
+        """When the worker last came round (loop time); None before it began. What the watchdog looks at."""
+
+    @property
+    def is_draining(self) -> bool:
+        return self._stopping
+
+    def wake(self) -> None:
+        """Look for work now."""
+        self._wake.set()
+
+    def interrupt(self, job_id: str) -> None:
+        """Stop the job's attempt, if one is running here, because its cancellation was recorded."""
+        if (attempt := self._attempts.get(job_id)) is not None:
+            attempt.interrupt(Stop.CANCEL)
+
+    def stop(self) -> None:
+        """Claim nothing more, let what runs finish or be queued again, and end."""
+        self._stopping = True
+        self.wake()
+
+    async def run(self) -> None:
+        """Work until `stop`. Raises `CatalogUnavailableError` when the catalogue fails: nothing more can be
+        promised then.
+        """
+        recovered = await self._services.database.write(
+            lambda tx: self._services.queue.recover(tx, self._owner)
+        )
+        if recovered:
+            log.warning("%d jobs were running when the daemon last stopped; they are queued again", recovered)
+        async with asyncio.TaskGroup() as group:
+            while not self._stopping:
+                self._wake.clear()
+                await self._claim_some(group)
+                self._clear_leftovers(group)
+                await self._pause(self._wake.wait())
+            await self._drain()
+
+    async def _pause(self, until: Any) -> None:
+        self.turned_at = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(_TURN_S):
+                await until
+        except TimeoutError:
+            return
+
+    async def _claim_some(self, group: asyncio.TaskGroup) -> None:
+        """Claim the oldest jobs that can be worked on, as many as there is room for."""
+        while (room := self._max_jobs - len(self._attempts)) > 0:
+            claimed, changed = await self._services.database.write(partial(self._claim, room=room))
+            for job_id in changed:
+                self._services.board.changed(job_id)
+            for job in claimed:
+                self._start(group, job)
+            if not claimed:
+                return
+
+    async def _claim(self, tx: AsyncConnection, *, room: int) -> tuple[list[Job], list[str]]:
+        """Claim up to `room` jobs and park those in front of them whose stores are down; also the ids of
+        jobs that changed.
+        """
+        services = self._services
+        parked_on = await services.queue.parked_on(tx)
+        usable = [name for name in parked_on if services.first_unusable(writing=[name]) is None]
+        changed = await services.queue.unpark(tx, usable) if usable else []
+        claimed: list[Job] = []
+        while len(claimed) < room:
+            parked = 0
+            for job in await services.queue.candidates(tx, limit=room - len(claimed)):
+                store = await self._waits_for(tx, job)
+                if store is not None:
+                    await services.queue.park(tx, job, store)
+                    changed.append(job.id)
+                    parked += 1
+                elif (mine := await services.queue.claim(tx, job, self._owner)) is not None:
+                    claimed.append(mine)
+                    changed.append(job.id)
+            if not parked:
+                break
+        return claimed, changed
+
+    async def _waits_for(self, tx: AsyncConnection, job: Job) -> str | None:
+        try:
+            return await RECIPES[job.kind].waits_for(tx, job, self._services)
+        except (GlissadeError, ValidationError):
+            return None  # The attempt meets the same error and records it.
+
+    def _start(self, group: asyncio.TaskGroup, job: Job) -> None:
+        run = Run(self._services, job, Claim(job_id=job.id, epoch=job.epoch, owner=self._owner))
+        attempt = _Attempt(run)
+        self._attempts[job.id] = attempt
+        self._services.board.running[job.id] = RunningJob(run.progress, run.bucket)
+        log.info("Job %s (%s of image %s): attempt %d begins", job.id, job.kind, job.image_id, job.epoch)
+        task = group.create_task(self._carry_out(attempt), name=f"job {job.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry_out(self, attempt: _Attempt) -> None:
+        """One attempt from claim to its recorded end."""
+        run = attempt.run
+        try:
+            ending = await self._work(attempt)
+            self._services.report_failure(ending.error)
+            await self._end(run, ending)
+        except LeaseLostError as error:
+            log.warning("Job %s: %s", run.job.id, error)
+        finally:
+            del self._attempts[run.job.id]
+            del self._services.board.running[run.job.id]
+            self._services.board.changed(run.job.id)
+            self.wake()
+
+    async def _work(self, attempt: _Attempt) -> Ending:
+        """Run the recipe; however it ends is an `Ending`, except a lost lease and a broken catalogue."""
+        run = attempt.run
+        attempt.work = asyncio.create_task(self._recipe(run), name=f"work of job {run.job.id}")
+        if attempt.stop is not None:
+            attempt.work.cancel()
+        try:
+            await asyncio.wait([attempt.work])
+        except asyncio.CancelledError:
+            attempt.work.cancel()
+            await asyncio.wait([attempt.work])
+            raise
+        try:
+            attempt.work.result()
+        except (LeaseLostError, CatalogUnavailableError):
+            raise
+        except (asyncio.CancelledError, JobCancelledError):
+            if attempt.stop is Stop.DRAIN:
+                return Ending(state=JobState.QUEUED, phase="queued again: the daemon is stopping", again=True)
+            return Ending(state=JobState.CANCELLED, phase="cancelled")
+        except NothingToDoError as error:
+            return Ending(state=JobState.IGNORED, phase="nothing to do", error=error)
+        except QuarantinedError as error:
+            return Ending(state=JobState.QUARANTINED, phase="quarantined", error=error)
+        except GlissadeError as error:
+            return self._after_failure(run.job, error)
+        except Exception:
+            log.exception("Job %s: a defect in Glissade", run.job.id)
+            defect = InternalError("An unexpected error; the daemon's log has the details.")
+            return Ending(state=JobState.FAILED, phase="failed", error=defect)
+        return Ending(state=JobState.SUCCEEDED, phase="done")
+
+    async def _recipe(self, run: Run) -> None:
+        recipe = RECIPES[run.job.kind]
+        try:
+            stores = recipe.written_stores(run.job)
+        except ValidationError as error:
+            raise JobError(f"The request of job {run.job.id} is not understood by this version.") from error
+        if run.job.cancel_requested and not run.job.published:
+            raise JobCancelledError(f"The job {run.job.id} was cancelled.")
+        leftovers = await clear_attempts(self._services, run.job, stores, through=run.job.epoch - 1)
+        if leftovers:
+            raise leftovers[0]
+        await recipe.run(run)
+
+    def _after_failure(self, job: Job, error: GlissadeError) -> Ending:
+        """Whether to try again: errors that may pass are tried again a few times, and for ever once the
+        result is published.
+        """
+        if error.retryable and (job.published or job.failures + 1 < self._retry.attempts):
+            return Ending(
+                state=JobState.QUEUED,
+                phase=f"waiting to try again after {error.code}",
+                error=error,
+                again=True,
+                counts=True,
+            )
+        return Ending(state=JobState.FAILED, phase="failed", error=error)
+
+    async def _end(self, run: Run, ending: Ending) -> None:
+        """Clear up and record the end in one transaction."""
+        job = run.job
+        try:
+            stores = RECIPES[job.kind].written_stores(job)
+        except ValidationError:
+            stores = ()
+        leftovers = await clear_attempts(self._services, job, stores, through=job.epoch)
+        values: dict[str, Any] = {
+            "state": ending.state,
+            "phase": ending.phase,
+            "error": describe_error(ending.error) if ending.error is not None else None,
+        }
+        if not leftovers:
+            values["cleaned_epoch"] = job.epoch
+        if run.report.steps:
+            values["report"] = run.report.as_json()
+        if ending.again:
+            values |= {"owner": None, "failures": job.failures + ending.counts}
+            if ending.counts:
+                values["not_before"] = utc_now() + timedelta(seconds=self._wait_s(job.failures))
+        else:
+            values["finished_at"] = utc_now()
+
+        async def finish(tx: AsyncConnection) -> None:
+            ended = await self._services.queue.record(tx, run.claim, **values)
+            if not ending.again and ending.state is not JobState.SUCCEEDED and not ended.published:
+                await RECIPES[job.kind].given_up(tx, ended, self._services)
+
+        await self._services.database.write(finish)
+        level = logging.INFO if ending.error is None else logging.WARNING
+        log.log(level, "Job %s: %s%s", job.id, ending.phase, f": {ending.error}" if ending.error else "")
+
+    def _wait_s(self, failures: int) -> float:
+        longest = min(self._retry.longest_wait_s, self._retry.first_wait_s * 2 ** min(failures, 16))
+        return random.uniform(0, longest)  # noqa: S311 (jitter, no secret)
+
+    def _clear_leftovers(self, group: asyncio.TaskGroup) -> None:
+        """Now and then, try again to clear what finished jobs left in stores that did not answer then."""
+        now = asyncio.get_running_loop().time()
+        if now < self._clear_at or (self._clearing is not None and not self._clearing.done()):
+            return
+        self._clear_at = now + _CLEAR_EVERY_S
+        self._clearing = group.create_task(self._clear_finished(), name="clear leftovers")
+
+    async def _clear_finished(self) -> None:
+        services = self._services
+        for job in await services.database.read(lambda tx: services.queue.unclean(tx, limit=100)):
+            try:
+                stores = RECIPES[job.kind].written_stores(job)
+            except ValidationError:
+                continue
+            if services.first_unusable(writing=stores) is not None:
+                continue
+            if not await clear_attempts(services, job, stores, through=job.epoch):
+                await services.database.write(partial(services.queue.mark_clean, job=job))
+
+    async def _drain(self) -> None:
+        """Let running jobs finish for a while, then interrupt them: they are cleared up and queued again."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._drain_timeout_s
+        if self._tasks:
+            log.info("Stopping: %d jobs may finish within %g s", len(self._tasks), self._drain_timeout_s)
+        while self._tasks and loop.time() < deadline:
+            await self._pause(asyncio.wait(set(self._tasks), timeout=max(0.0, deadline - loop.time())))
+        for attempt in self._attempts.values():
+            attempt.interrupt(Stop.DRAIN)
+        while self._tasks:
+            await self._pause(asyncio.wait(set(self._tasks)))
+        if self._clearing is not None:
+            self._clearing.cancel()

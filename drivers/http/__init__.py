@@ -1,0 +1,1 @@
+"""Images on web servers, read-only: the key is the URL."""
