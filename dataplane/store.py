@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
 KIB = 1024
@@ -83,10 +83,15 @@ class Intent(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OffloadOptions:
-    """How to take an object from another store without streaming it. `attempt` as in `WriteOptions`."""
+    """How to take an object from another store without streaming it. `attempt` as in `WriteOptions`.
+
+    `pace` is awaited with the size of each piece before this machine copies it (copy_file_range): it counts
+    progress and waits for the limits. What moves no bytes here, or only inside the store, does not call it.
+    """
 
     intent: Intent
     attempt: str | None = None
+    pace: Callable[[int], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ from dataplane.store import (
     WriteOptions,
     WriteSession,
 )
+from dataplane.throttle import take_from_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -310,6 +311,11 @@ class _Transfer:
         if copy_from is None:
             return OffloadDeclinedError(f"{store.name}: no longer offers to copy", store=store.name)
         started = time.monotonic()
+
+        async def pace(size_bytes: int) -> None:
+            await take_from_all((*self._limits, *destination.limits), size_bytes)
+            self._progress.add(size_bytes)
+
         try:
             source_info = await self._source.stat(self._key)
             self._check_size(source_info.size_bytes)
@@ -319,7 +325,7 @@ class _Transfer:
                 self._source,
                 source_info,
                 destination.key,
-                OffloadOptions(intent=self._intent, attempt=destination.attempt),
+                OffloadOptions(intent=self._intent, attempt=destination.attempt, pace=pace),
             )
             self._check_size(done.info.size_bytes)
             if done.info.size_bytes != source_info.size_bytes:
@@ -335,7 +341,7 @@ class _Transfer:
             self._fail(destination, step, error, started)
             return None
         self.size_bytes = done.info.size_bytes or 0
-        self._progress.add(self.size_bytes)
+        self._progress.add(self.size_bytes - self._progress.bytes_done)
         self.outcomes[store.name] = Outcome(
             store=store.name,
             key=destination.key,

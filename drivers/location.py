@@ -5,7 +5,6 @@ A further kind of store adds its schemes to `_PARSERS`.
 
 from __future__ import annotations
 
-import posixpath
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
-_LONGEST_SHOWN = 200
 
 
 class InvalidLocationError(GlissadeError):
@@ -74,17 +72,16 @@ def _file(url: str, rest: str) -> Location:
     dropped, as glance_store does.
     """
     path = re.split(r"[?#]", rest, maxsplit=1)[0]
+    parts = path.split("/")
     if not path.startswith("/"):
         raise _invalid(url, "names no absolute path", "Write it as file:///directory/image.")
-    if "\0" in path or ".." in path.split("/"):
+    if ".." in parts or "\0" in path:
         raise _invalid(url, "names a path with '..' or a NUL")
-    path = "/" + posixpath.normpath(path).lstrip("/")
-    directory, key = posixpath.split(path)
-    if not key or path != "/" + "/".join(part for part in path.split("/") if part):
+    if parts[-1] in ("", "."):
         raise _invalid(url, "names no file")
-    if rest.endswith("/"):
-        raise _invalid(url, "names a directory, not a file")
-    return Location(store_type="file", path=directory, key=key, url=f"file://{path}")
+    *directory, key = (part for part in parts if part not in ("", "."))
+    path = "/" + "/".join(directory)
+    return Location(store_type="file", path=path, key=key, url=f"file://{path.rstrip('/')}/{key}")
 
 
 def _http(url: str, _: str) -> Location:

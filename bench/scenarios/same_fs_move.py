@@ -1,6 +1,7 @@
 """A move between two stores on one file system through the real daemon: the size does not matter.
 
-The wall clock is the client's: from handing in the job until its event stream says that it is done.
+The wall clock is the job's own: from its start until image and catalogue are as they should be. `client_s` in
+the facts is what a client sees, from handing it in until the event stream says that it is done.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ class _Image:
         cpu_s, started = self.sandbox.cpu_s(), time.monotonic()
         body = {"kind": "move", "image_id": self.image_id, "from_store": self.store, "to_store": other}
         job = self.sandbox.wait(self.sandbox.submit(body)["id"])
-        wall_s, cpu_s = time.monotonic() - started, self.sandbox.cpu_s() - cpu_s
+        client_s, cpu_s = time.monotonic() - started, self.sandbox.cpu_s() - cpu_s
         if job["state"] != "succeeded":
             raise BenchError(f"a move ended as {job['state']}: {job['error']}")
         self.store = other
         report = job["report"]
         return Sample(
-            wall_s=wall_s,
+            wall_s=report["seconds"],
             cpu_s=cpu_s,
             peak_rss_bytes=self.sandbox.peak_rss_bytes(),
             facts={
                 "bytes_through": report["bytes_through"],
                 "methods": [step["method"] for step in report["steps"]],
-                "job_s": report["seconds"],
+                "client_s": round(client_s, 4),
             },
         )
 

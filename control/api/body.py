@@ -127,7 +127,9 @@ def _check(value: Any) -> None:
 
 
 def _field_error(problem: ErrorDetails, kind: object) -> FieldError:
-    """One of pydantic's errors with the dotted path of its field, before which pydantic puts a request's kind."""
+    """One of pydantic's errors with the dotted path of its field, before which pydantic puts a request's
+    kind.
+    """
     if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
         return FieldError("kind", f"must be one of {', '.join(JobKind)}")
     location = problem["loc"]

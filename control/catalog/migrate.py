@@ -25,8 +25,12 @@ def upgrade_to_head(connection: Connection) -> None:
     """
     config = Config()
     config.set_main_option("script_location", _MIGRATIONS.replace("%", "%%"))
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    for revision in MigrationContext.configure(connection).get_current_heads():
+    scripts = ScriptDirectory.from_config(config)
+    known = {script.revision for script in scripts.walk_revisions()}
+    current = MigrationContext.configure(connection).get_current_heads()
+    if set(current) == set(scripts.get_heads()):
+        return
+    for revision in current:
         if revision not in known:
             raise SchemaTooNewError(
                 f"The catalogue was written by a newer version of Glissade (schema {revision}).",

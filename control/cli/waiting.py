@@ -101,7 +101,7 @@ class Bar:
             return
         moving = job.get("progress") or {}
         size, done = moving.get("size_bytes"), moving.get("bytes_done") or 0
-        amount = f"{output.size_text(done)} of {output.size_text(size)}" if moving else ""
+        amount = _amount(size, done) if size or done else ""
         left = moving.get("eta_s")
         speed = output.rate_text(moving.get("rate_bytes_per_s")) if moving else ""
         self._progress.update(
@@ -134,13 +134,20 @@ def progress_line(job: Json) -> str:
     moving = job.get("progress")
     if moving and job.get("state") not in FINAL_STATES:
         size, done = moving.get("size_bytes"), moving.get("bytes_done") or 0
-        share = f" ({100 * done // size} %)" if size else ""
-        parts.append(f"{output.size_text(done)} of {output.size_text(size)}{share}")
+        if size or done:
+            parts.append(_amount(size, done))
         if moving.get("rate_bytes_per_s"):
             parts.append(output.rate_text(moving["rate_bytes_per_s"]))
         if moving.get("eta_s") is not None:
             parts.append(f"{output.seconds_text(moving['eta_s'])} left")
     return f"{job.get('kind')} {job.get('id')}: {', '.join(parts)}"
+
+
+def _amount(size_bytes: int | None, done_bytes: int) -> str:
+    if size_bytes is None:
+        return output.size_text(done_bytes)
+    share = f" ({100 * done_bytes // size_bytes} %)" if size_bytes else ""
+    return f"{output.size_text(done_bytes)} of {output.size_text(size_bytes)}{share}"
 
 
 def _doing(job: Json) -> str:

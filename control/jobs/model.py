@@ -93,4 +93,4 @@ class Job:
 
     def attempt(self, epoch: int) -> str:
         """The name that everything carries which attempt number `epoch` makes in a store."""
-        return f"{self.id.replace('-', '')}.{epoch}"
+        return f"{self.id.replace('-', '')}-{epoch}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from control.catalog.images import Content, NewLocation
-from control.jobs.report import Report
+from control.jobs.report import Report, StepReport
+from dataplane.errors import UnavailableError
 from dataplane.progress import Progress
 from dataplane.throttle import TokenBucket
 from dataplane.transfer import Destination
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -96,6 +97,26 @@ class Run:
             attempt=self.job.attempt(self.job.epoch),
             limits=(self.services.limits.store(store_id),),
         )
+
+    def destinations(self, stores: Iterable[str], *, all_must_succeed: bool) -> list[Destination]:
+        """Places in all these stores, by name (see `drivers.wrap.limited` for why in that order).
+
+        Unless all must succeed, a store that is down is left out, and the report says so. Raises
+        `UnavailableError` when that leaves none, and as `destination`.
+        """
+        made: list[Destination] = []
+        down: UnavailableError | None = None
+        for store_id in sorted(stores):
+            destination = self.destination(store_id)
+            if all_must_succeed or self.services.is_usable(store_id, writing=True):
+                made.append(destination)
+                continue
+            reason = self.services.health.status(store_id).reason
+            down = UnavailableError(f"{store_id}: was left out, it is down: {reason}", store=store_id)
+            self.report.add(StepReport.failed("write", store_id, down))
+        if not made and down is not None:
+            raise down
+        return made
 
     def limits(self, *stores: str) -> tuple[TokenBucket, ...]:
         """The buckets that bytes read from these stores have to pass."""

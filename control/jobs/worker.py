@@ -269,8 +269,8 @@ class Worker:
         if run.job.cancel_requested and not run.job.published:
             raise JobCancelledError(f"The job {run.job.id} was cancelled.")
         leftovers = await clear_attempts(self._services, run.job, stores, through=run.job.epoch - 1)
-        if leftovers:
-            raise leftovers[0]
+        if leftovers and run.job.request.get("all_stores_must_succeed", True):
+            raise leftovers[0]  # In that store the new attempt would meet what the old one left.
         await recipe.run(run)
 
     def _after_failure(self, job: Job, error: GlissadeError) -> Ending:

@@ -6,6 +6,8 @@ import stat
 from dataclasses import dataclass
 from typing import Literal
 
+DirectIo = Literal["auto", "off"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Directory:
@@ -32,9 +34,10 @@ class FileConfig:
 
     `thin_provisioning`: chunks of zeroes are not stored but become holes.
 
-    `direct_io`: `auto` writes and verifies past the page cache where the file system takes it: a quarter of
-    the CPU time of buffered writes on ext4, and no other program's cache is thrown out (docs/performance.md).
-    `off` always goes through the page cache, starting write-back early.
+    `direct_io`: `auto` writes past the page cache where the file system takes it, and reads what is not in it
+    likewise: a quarter of the CPU time of buffered I/O on ext4, and no other program's cache is thrown out
+    (docs/performance.md). `off` goes through the page cache, starting write-back early; for a store whose
+    images are read again and again. Verification by read-back bypasses the cache in any case.
 
     `require_mount`: every directory has to be a mount point itself. `marker`: a file of this name has to lie
     in every directory. Either keeps images from being written below the mount point of a file system that is
@@ -47,7 +50,7 @@ class FileConfig:
     file_mode: int | None = None
     metadata_file: str | None = None
     thin_provisioning: bool = True
-    direct_io: Literal["auto", "off"] = "auto"
+    direct_io: DirectIo = "auto"
     require_mount: bool = False
     marker: str | None = None
     io_threads: int = 8

@@ -76,7 +76,13 @@ class FileDriver:
             root = await self._threads.run(self._open, key, opened)
             return await self._describe(key, root.file_path(key), opened.stat)
 
-        async with reading(opened, options=options, threads=self._threads, open_it=open_it) as stream:
+        async with reading(
+            opened,
+            options=options,
+            direct_io=self._config.direct_io,
+            threads=self._threads,
+            open_it=open_it,
+        ) as stream:
             yield stream
 
     @asynccontextmanager

@@ -58,7 +58,9 @@ class LocalFileSource:
             await self._threads.run(self._open, key, opened)
             return _describe(key, opened.stat)
 
-        async with reading(opened, options=options, threads=self._threads, open_it=open_it) as stream:
+        async with reading(
+            opened, options=options, direct_io="auto", threads=self._threads, open_it=open_it
+        ) as stream:
             yield stream
 
     async def aclose(self) -> None:

@@ -12,13 +12,14 @@ from dataplane.errors import ObjectChangedError, TruncatedError
 from dataplane.sparse import MIN_HOLE_BYTES
 from dataplane.store import KIB, Filled
 from drivers.filesystem.errnos import os_errors_as_store_errors
-from drivers.filesystem.syscalls import next_data, next_hole, set_direct, stat_of
+from drivers.filesystem.syscalls import is_cached, next_data, next_hole, set_direct, stat_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from dataplane.store import ObjectInfo, ReadOptions
     from drivers.blocking import BlockingThreads
+    from drivers.filesystem.config import DirectIo
     from drivers.filesystem.paths import OpenFile
 
 _GUESSED_ALIGN = 4 * KIB
@@ -29,6 +30,7 @@ async def reading(
     opened: OpenFile,
     *,
     options: ReadOptions,
+    direct_io: DirectIo,
     threads: BlockingThreads,
     open_it: Callable[[], Awaitable[ObjectInfo]],
 ) -> AsyncIterator[FileReadStream]:
@@ -42,7 +44,7 @@ async def reading(
                 store=opened.store,
                 key=opened.key,
             )
-        stream = FileReadStream(opened, info, options=options, threads=threads)
+        stream = FileReadStream(opened, info, options=options, direct_io=direct_io, threads=threads)
         await threads.run(stream.prepare)
         yield stream
     finally:
@@ -52,16 +54,27 @@ async def reading(
 class FileReadStream:
     """One sequential read; see `dataplane.store.ReadStream`. Fields change in one task only, and in the
     thread it waits for. The size is the one seen when the file was opened: it may grow or shrink under us.
+
+    With `direct_io` "auto" what is in the page cache is read from there, and the rest past it: cold data
+    costs a fifth of the CPU time, and does not push out what others have there (docs/performance.md).
     """
 
     def __init__(
-        self, opened: OpenFile, info: ObjectInfo, *, options: ReadOptions, threads: BlockingThreads
+        self,
+        opened: OpenFile,
+        info: ObjectInfo,
+        *,
+        options: ReadOptions,
+        direct_io: DirectIo,
+        threads: BlockingThreads,
     ) -> None:
         self.info = info
         self._opened = opened
         self._threads = threads
         self._bypass_cache = options.bypass_cache
+        self._direct_when_cold = direct_io == "auto"
         self._direct_align = 0
+        self._is_direct = False
         self._at = min(options.offset_bytes, opened.stat.size_bytes)
         self._end = opened.stat.size_bytes
         if options.length_bytes is not None:
@@ -71,15 +84,19 @@ class FileReadStream:
 
     def prepare(self) -> None:
         """Set up how to read; blocks."""
-        fd = self._opened.fd
+        align = self._opened.stat.direct_align
+        if self._bypass_cache and align is None:
+            align = _GUESSED_ALIGN
         with os_errors_as_store_errors(self._opened.store, self._opened.key, "preparing to read"):
-            if self._bypass_cache:
-                align = self._opened.stat.direct_align
-                self._direct_align = _GUESSED_ALIGN if align is None else align
-                if not self._direct_align or not set_direct(fd, on=True):
-                    self._drop_cache()
-            else:
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            if align and (self._bypass_cache or self._direct_when_cold):
+                self._direct_align = align
+                self._is_direct = set_direct(self._opened.fd, on=True)
+                if not self._is_direct:
+                    self._direct_align = 0
+            if self._bypass_cache and not self._is_direct:
+                self._drop_cache()
+            if not self._direct_align:
+                os.posix_fadvise(self._opened.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     async def read_into(self, buffer: memoryview) -> Filled:
         if self._at < self._hole_end:
@@ -138,19 +155,27 @@ class FileReadStream:
 
     def _read_some(self, buffer: memoryview, size: int) -> int:
         fd = self._opened.fd
-        if self._direct_align:
+        if self._direct_align and self._at % self._direct_align == 0:
             # A direct read asks for whole blocks, also at the end, and gets what there is.
             blocks = -(-size // self._direct_align) * self._direct_align
-            if blocks <= len(buffer) and self._at % self._direct_align == 0:
+            if blocks <= len(buffer) and (self._bypass_cache or not is_cached(fd, self._at, size)):
+                self._switch(to_direct=True)
                 try:
                     return min(os.preadv(fd, [buffer[:blocks]], self._at), size)
                 except OSError as error:
                     if error.errno != errno.EINVAL:
                         raise
-            set_direct(fd, on=False)
-            self._direct_align = 0
-            self._drop_cache()
+                    self._direct_align = 0  # Memory that is not aligned, or a guess that was wrong.
+        self._switch(to_direct=False)
         return os.preadv(fd, [buffer[:size]], self._at)
+
+    def _switch(self, *, to_direct: bool) -> None:
+        if to_direct == self._is_direct:
+            return
+        set_direct(self._opened.fd, on=to_direct)
+        self._is_direct = to_direct
+        if self._bypass_cache and not to_direct:
+            self._drop_cache()
 
     def _drop_cache(self) -> None:
         """The other way past the page cache: only clean pages can be dropped, so sync first."""

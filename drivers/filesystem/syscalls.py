@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import stat
 import struct
@@ -29,6 +30,7 @@ _WANTED = _STATX_BASIC_STATS | _STATX_BTIME | _STATX_MNT_ID | _STATX_DIOALIGN
 _FICLONE = 0x40049409
 _FICLONERANGE = 0x4020940D
 _SYNC_FILE_RANGE_WRITE = 2
+_SYS_CACHESTAT = 451  # the same number on every architecture
 
 
 class _Timestamp(ctypes.Structure):
@@ -200,6 +202,24 @@ def clone_start(source_fd: int, target_fd: int, size_bytes: int) -> None:
 def start_writeback(fd: int, offset_bytes: int, size_bytes: int) -> None:
     """Ask the kernel to begin writing dirty pages now, without waiting. A hint: failing is no error."""
     _libc.sync_file_range(fd, offset_bytes, size_bytes, _SYNC_FILE_RANGE_WRITE)
+
+
+class _CacheRange(ctypes.Structure):
+    _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
+
+
+class _CacheStat(ctypes.Structure):
+    _fields_ = (("cached_pages", ctypes.c_uint64), ("others", ctypes.c_uint64 * 4))
+
+
+def is_cached(fd: int, offset_bytes: int, size_bytes: int) -> bool:
+    """Whether the whole range is in the page cache; True as well when the kernel does not tell (cachestat(2)
+    is in Linux 6.5 and later, and only for files that we may write to).
+    """
+    asked, found = _CacheRange(offset_bytes, size_bytes), _CacheStat()
+    if _libc.syscall(_SYS_CACHESTAT, fd, ctypes.byref(asked), ctypes.byref(found), 0) != 0:
+        return True
+    return int(found.cached_pages) * mmap.PAGESIZE >= size_bytes
 
 
 def set_direct(fd: int, *, on: bool) -> bool:

@@ -99,7 +99,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, http: HttpServer) -> Iterato
                 "allow_http": True,
                 "ports": [http.port],
                 "allow_private_addresses": ["127.0.0.1/32"],
-                "max_size_bytes": 8 * MIB,
+                "max_size": "8M",
             },
         },
     )

@@ -55,7 +55,10 @@ class FaultyDriver(ForwardingDriver):
 
     def __init__(self, inner: Driver, *faults: Fault) -> None:
         super().__init__(inner)
+        self.real = inner
         self.faults = list(faults)
+        self.hides_identity = False
+        """Whether opened reads do not say which object they read."""
         self.calls: Counter[str] = Counter()
         self.stalling = asyncio.Event()
         self.reads: list[ReadOptions] = []
@@ -140,7 +143,8 @@ class _FaultyStream:
 
     @property
     def info(self) -> ObjectInfo:
-        return self._inner.info
+        info = self._inner.info
+        return replace(info, identity=None) if self._store.hides_identity else info
 
     async def read_into(self, buffer: memoryview) -> Filled:
         return await self._store.do("read_into", lambda: self._inner.read_into(buffer))

@@ -235,7 +235,7 @@ async def _send(page: Page, body: bytes, reader: asyncio.StreamReader, writer: a
 
 async def _serve(directory: str) -> None:
     async with HttpServer(root=Path(directory)) as server:
-        print(server.url(""), flush=True)  # noqa: T201 - for the process that started this one
+        print(server.url(""), flush=True)
         await asyncio.Event().wait()
 
 

@@ -121,7 +121,7 @@ def test_kill_9_at_random_moments_loses_nothing_and_leaves_nothing(
     source.write_bytes(chance.randbytes(IMAGE_BYTES))
     sandbox = Sandbox(
         directory=tmp_path / "daemon",
-        stores={store: {"type": "file", "directory": str(root)} for store, root in stores.items()},
+        stores={store: {"type": "file", "directories": [str(root)]} for store, root in stores.items()},
         sections={"import": {"directories": [str(tmp_path)]}},
     )
     in_flight = 0

@@ -61,6 +61,10 @@ class Place:
         return self.socket_path or str(self.root / "api.sock")
 
     @property
+    def has_socket(self) -> bool:
+        return Path(self.socket).exists()
+
+    @property
     def database(self) -> Path:
         return self.root / "catalog.db"
 
@@ -165,6 +169,12 @@ class Daemon:
                 now: dict[str, Any] = await self.get(f"/v1/jobs/{job['id']}")
                 if now["state"] in states:
                     return now
+                await asyncio.sleep(0.01)
+
+    async def moving(self, job: Mapping[str, Any]) -> None:
+        """Wait until the job has moved its first bytes."""
+        async with asyncio.timeout(20):
+            while not ((await self.get(f"/v1/jobs/{job['id']}"))["progress"] or {}).get("bytes_done"):  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.01)
 
     async def carry_out(self, **request: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 
 from control.api.errors import SocketInUseError
@@ -149,73 +150,65 @@ async def test_limits_are_changed_while_running(daemon: Daemon) -> None:
     assert (await problem(daemon, "PATCH", "/v1/limits", {"node": "quick"}))["code"] == "invalid_request"
 
 
-@pytest.mark.parametrize(
-    ("raw", "code", "status"),
-    [
-        (b"{", "malformed_json", 400),
-        (b"", "malformed_json", 400),
-        (b'{"kind": "hash", "kind": "verify"}', "malformed_json", 400),
-        (b'{"kind": NaN}', "malformed_json", 400),
-        (b"[" * 100_000, "malformed_json", 400),
-        (b'{"kind": "hash", "image_id": "%s", "x": 1}' % NOBODY.encode(), "invalid_request", 400),
-        (b'{"kind": "hash", "image_id": "no"}', "invalid_id", 400),
-        (b'{"kind": "hash", "image_id": "%s"}' % NOBODY.encode(), "not_found", 404),
-        (b" " * (MIB + 1), "body_too_large", 413),
-    ],
-    ids=lambda value: str(value)[:24],
-)
-async def test_bad_bodies_are_refused(daemon: Daemon, raw: bytes, code: str, status: int) -> None:
-    found = await problem(daemon, "POST", "/v1/jobs", raw=raw)
-    assert (found["code"], found["status"]) == (code, status)
+BAD_BODIES: list[tuple[bytes, str, int]] = [
+    (b"{", "malformed_json", 400),
+    (b"", "malformed_json", 400),
+    (b'{"kind": "hash", "kind": "verify"}', "malformed_json", 400),
+    (b'{"kind": NaN}', "malformed_json", 400),
+    (b"[" * 100_000, "malformed_json", 400),
+    (b'{"kind": "hash", "image_id": "%s", "x": 1}' % NOBODY.encode(), "invalid_request", 400),
+    (b'{"kind": "hash", "image_id": "no"}', "invalid_id", 400),
+    (b'{"kind": "hash", "image_id": "%s"}' % NOBODY.encode(), "not_found", 404),
+    (b" " * (MIB + 1), "body_too_large", 413),
+]
+
+BAD_REQUESTS: list[tuple[str, str, str, int]] = [
+    ("GET", "/", "not_found", 404),
+    ("GET", "/v2/images", "not_found", 404),
+    ("DELETE", "/v1/jobs", "method_not_allowed", 405),
+    ("GET", "/v1/jobs/nonsense", "invalid_id", 400),
+    ("GET", f"/v1/jobs/{NOBODY}", "not_found", 404),
+    ("GET", f"/v1/jobs/{NOBODY}/events", "not_found", 404),
+    ("POST", f"/v1/jobs/{NOBODY}/cancel", "not_found", 404),
+    ("GET", f"/v1/images/{NOBODY}", "not_found", 404),
+    ("GET", f"/v1/images/{NOBODY}/data", "not_found", 404),
+    ("GET", "/v1/images/..%2fetc", "invalid_id", 400),
+    ("GET", "/v1/jobs?limit=0", "invalid_request", 400),
+    ("GET", "/v1/jobs?limit=1001", "invalid_request", 400),
+    ("GET", "/v1/jobs?limit=x", "invalid_request", 400),
+    ("GET", "/v1/jobs?limit=1&limit=2", "invalid_request", 400),
+    ("GET", "/v1/jobs?state=sleeping", "invalid_request", 400),
+    ("GET", "/v1/jobs?colour=red", "invalid_request", 400),
+    ("GET", "/v1/jobs?marker=x", "invalid_id", 400),
+    ("GET", f"/v1/jobs?marker={NOBODY}", "not_found", 404),
+]
+
+IMPOSSIBLE_IMPORTS: list[tuple[dict[str, Any], str, int]] = [
+    ({"stores": ["one", "nowhere"]}, "unknown_store", 400),
+    ({"stores": ["frozen"]}, "read_only_store", 409),
+    ({"source": {"path": "/x", "url": "https://a.example/"}}, "invalid_request", 400),
+    ({"expected": {"digests": {"md5": "short"}}}, "invalid_request", 400),
+    ({"image": {"id": "mine"}}, "invalid_id", 400),
+]
+
+
+async def test_bad_bodies_are_refused(daemon: Daemon) -> None:
+    for raw, code, status in BAD_BODIES:
+        found = await problem(daemon, "POST", "/v1/jobs", raw=raw)
+        assert (found["code"], found["status"]) == (code, status), raw[:80]
     assert (await daemon.get("/v1/jobs"))["jobs"] == []
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "code", "status"),
-    [
-        ("GET", "/", "not_found", 404),
-        ("GET", "/v2/images", "not_found", 404),
-        ("DELETE", "/v1/jobs", "method_not_allowed", 405),
-        ("GET", "/v1/jobs/nonsense", "invalid_id", 400),
-        ("GET", f"/v1/jobs/{NOBODY}", "not_found", 404),
-        ("GET", f"/v1/jobs/{NOBODY}/events", "not_found", 404),
-        ("POST", f"/v1/jobs/{NOBODY}/cancel", "not_found", 404),
-        ("GET", f"/v1/images/{NOBODY}", "not_found", 404),
-        ("GET", f"/v1/images/{NOBODY}/data", "not_found", 404),
-        ("GET", "/v1/images/..%2fetc", "invalid_id", 400),
-        ("GET", "/v1/jobs?limit=0", "invalid_request", 400),
-        ("GET", "/v1/jobs?limit=1001", "invalid_request", 400),
-        ("GET", "/v1/jobs?limit=x", "invalid_request", 400),
-        ("GET", "/v1/jobs?limit=1&limit=2", "invalid_request", 400),
-        ("GET", "/v1/jobs?state=sleeping", "invalid_request", 400),
-        ("GET", "/v1/jobs?colour=red", "invalid_request", 400),
-        ("GET", "/v1/jobs?marker=x", "invalid_id", 400),
-        ("GET", f"/v1/jobs?marker={NOBODY}", "not_found", 404),
-    ],
-)
-async def test_bad_requests_are_refused(
-    daemon: Daemon, method: str, path: str, code: str, status: int
-) -> None:
-    found = await problem(daemon, method, path)
-    assert (found["code"], found["status"]) == (code, status)
+async def test_bad_requests_are_refused(daemon: Daemon) -> None:
+    for method, path, code, status in BAD_REQUESTS:
+        found = await problem(daemon, method, path)
+        assert (found["code"], found["status"]) == (code, status), path
 
 
-@pytest.mark.parametrize(
-    ("change", "code", "status"),
-    [
-        ({"stores": ["one", "nowhere"]}, "unknown_store", 400),
-        ({"stores": ["frozen"]}, "read_only_store", 409),
-        ({"source": {"path": "/x", "url": "https://a.example/"}}, "invalid_request", 400),
-        ({"expected": {"digests": {"md5": "short"}}}, "invalid_request", 400),
-        ({"image": {"id": "mine"}}, "invalid_id", 400),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-async def test_impossible_imports_are_refused_at_once(
-    daemon: Daemon, change: dict[str, Any], code: str, status: int
-) -> None:
-    found = await problem(daemon, "POST", "/v1/jobs", importing(daemon, "one") | change)
-    assert (found["code"], found["status"]) == (code, status)
+async def test_impossible_imports_are_refused_at_once(daemon: Daemon) -> None:
+    for change, code, status in IMPOSSIBLE_IMPORTS:
+        found = await problem(daemon, "POST", "/v1/jobs", importing(daemon, "one") | change)
+        assert (found["code"], found["status"]) == (code, status), change
     assert (await daemon.get("/v1/images"))["images"] == []
 
 
@@ -281,7 +274,9 @@ async def test_events_follow_a_job_to_its_end(daemon: Daemon) -> None:
     assert [name for name, _ in events[:-1]] == ["job"] * (len(events) - 1)
     assert events[-1][0] == "end"
     assert events[-1][1]["state"] == "succeeded"
-    moving = [event["progress"] for _, event in events if event["progress"] and event["progress"]["bytes_done"]]
+    moving = [
+        event["progress"] for _, event in events if event["progress"] and event["progress"]["bytes_done"]
+    ]
     assert moving
     assert moving[-1]["size_bytes"] == len(CONTENT)
 
@@ -314,9 +309,7 @@ async def test_the_rate_of_a_running_job_is_changed(daemon: Daemon) -> None:
 async def test_cancelling_a_running_import_leaves_nothing(daemon: Daemon) -> None:
     job = await daemon.submit(**importing(daemon, "one", "two", rate_limit="64K"))
     await daemon.until(job, "running")
-    async with asyncio.timeout(10):
-        while not (await daemon.get(f"/v1/jobs/{job['id']}"))["progress"]["bytes_done"]:
-            await asyncio.sleep(0.01)
+    await daemon.moving(job)
     reply = await daemon.call("POST", f"/v1/jobs/{job['id']}/cancel")
     assert reply.status == 202
     async with asyncio.timeout(5):
@@ -345,9 +338,8 @@ async def test_a_download_that_fails_on_the_way_breaks_and_does_not_end(daemon: 
         assert response.status == 200
         await response.content.readexactly(1024)
         os.truncate(path, 3 * MIB)
-        with pytest.raises(Exception, match="payload|Connection|closed"):
-            while await response.content.read(MIB):
-                pass
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
     shorter = await problem(daemon, "GET", f"/v1/images/{image['id']}/data")
     assert (shorter["code"], shorter["status"]) == ("size_mismatch", 502)
     path.unlink()
@@ -362,7 +354,7 @@ async def test_metrics_tell_what_happened(daemon: Daemon) -> None:
         'glissade_jobs{state="succeeded"} 1.0',
         'glissade_jobs{state="queued"} 0.0',
         'glissade_store_up{store="one"} 1.0',
-        f'glissade_store_bytes_total{{direction="write",store="one"}} {float(len(CONTENT))}',
+        f'glissade_store_bytes_total{{direction="write",store="one"}} {len(CONTENT):.5e}',
         'glissade_pool_chunks{state="used"} 0.0',
         'glissade_store_operation_seconds_count{operation="commit",outcome="ok",store="one"} 1.0',
         'glissade_request_seconds_count{method="POST",resource="/v1/jobs",status="202"} 1.0',
@@ -388,8 +380,10 @@ print(s.makefile("rb").readline().split()[1].decode())
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 async def test_only_allowed_users_and_groups_are_answered(root: Path) -> None:
-    place = Place(root, api={"socket_mode": 0o666, "allow_users": ("4711",), "allow_groups": ("4712", "nobody-at-all")})
-    os.chmod(root, 0o755)
+    place = Place(
+        root, api={"socket_mode": 0o666, "allow_users": ("4711",), "allow_groups": ("4712", "nobody-at-all")}
+    )
+    await asyncio.to_thread(root.chmod, 0o755)
 
     def status_for(uid: int, gid: int, groups: str = "", path: str = "/v1/stores") -> str:
         command = [sys.executable, "-c", _CLIENT, place.socket, str(uid), str(gid), groups, path]
@@ -418,8 +412,8 @@ async def test_the_socket_of_a_living_daemon_is_not_taken(root: Path) -> None:
             async with running(_with_socket(other, place)):
                 pass
         assert caught.group_contains(SocketInUseError, match="Another daemon answers")
-        assert os.path.exists(place.socket)
-    assert not os.path.exists(place.socket)
+        assert place.has_socket
+    assert not place.has_socket
 
 
 def _made(path: Path) -> Path:

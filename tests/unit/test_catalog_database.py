@@ -50,7 +50,9 @@ async def test_migrations_make_exactly_the_tables_that_the_code_uses(database: D
     assert await database.read(lambda tx: tx.run_sync(differences)) == []
 
 
-async def test_the_image_tables_have_the_columns_and_indexes_of_glance(database: Database, tmp_path: Path) -> None:
+async def test_the_image_tables_have_the_columns_and_indexes_of_glance(
+    database: Database, tmp_path: Path
+) -> None:
     with sqlite3.connect(tmp_path / "catalog.db") as db:
         columns = {
             table: {row[1]: row[2] for row in db.execute(f"pragma table_info({table})")}
@@ -106,8 +108,13 @@ async def test_commits_are_durable_and_the_file_is_private(database: Database, t
         return [(await tx.exec_driver_sql(f"pragma {name}")).scalar_one() for name in names]
 
     assert await database.read(settings) == ["wal", 2, 1, 10_000]
-    for path in tmp_path.iterdir():
-        assert path.stat().st_mode & 0o777 == 0o600, path
+    assert {path.name: mode for path, mode in _modes(tmp_path).items()} == dict.fromkeys(
+        ("catalog.db", "catalog.db-shm", "catalog.db-wal", "catalog.db.lock"), 0o600
+    )
+
+
+def _modes(directory: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mode & 0o777 for path in directory.iterdir()}
 
 
 async def test_a_file_that_others_could_read_becomes_private(tmp_path: Path) -> None:
@@ -134,7 +141,7 @@ async def test_a_schema_of_a_later_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("update alembic_version set version_num = '9999'")
     db.close()
-    with pytest.raises(SchemaTooNewError, match="newer version of Glissade \\(schema 9999\\)"):
+    with pytest.raises(SchemaTooNewError, match=r"newer version of Glissade \(schema 9999\)"):
         await open_database(url(path))
     with sqlite3.connect(path) as db:
         assert db.execute("select version_num from alembic_version").fetchone() == ("9999",)
@@ -148,7 +155,7 @@ async def test_network_and_fuse_file_systems_are_refused(
     monkeypatch.setattr(database_module, "file_system_type", lambda _: kind)
     with pytest.raises(UnsafeCatalogPathError, match=f"is on {kind}"):
         await open_database(url(tmp_path / "catalog.db"))
-    assert list(tmp_path.iterdir()) == []
+    assert _modes(tmp_path) == {}
 
 
 def test_the_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
@@ -187,7 +194,7 @@ async def test_what_cannot_be_a_catalogue_is_refused_with_its_reason(
 
 
 async def test_another_kind_of_database_is_refused() -> None:
-    with pytest.raises(CatalogError, match="postgresql://... is not supported"):
+    with pytest.raises(CatalogError, match="is not supported"):
         await open_database("postgresql://user:secret@host/db")
 
 
@@ -236,9 +243,9 @@ async def test_transactions_never_mix(database: Database) -> None:
     await _make_table(database)
 
     async def insert(tx: AsyncConnection, first: int) -> None:
-        await tx.execute(text(f"insert into t values ({first})"))
+        await tx.execute(text("insert into t values (:n)"), {"n": first})
         await asyncio.sleep(0)
-        await tx.execute(text(f"insert into t values ({first + 1})"))
+        await tx.execute(text("insert into t values (:n)"), {"n": first + 1})
         if first % 4:
             raise KeyError(first)
 
@@ -250,8 +257,8 @@ async def test_transactions_never_mix(database: Database) -> None:
 
 
 async def test_a_failing_database_is_said_to_be_unavailable(database: Database) -> None:
-    with pytest.raises(CatalogUnavailableError, match="attempt to write a readonly|readonly"):
-        await database.write(lambda tx: _write_read_only(tx))
+    with pytest.raises(CatalogUnavailableError, match="readonly"):
+        await database.write(_write_read_only)
 
 
 async def _write_read_only(tx: AsyncConnection) -> None:

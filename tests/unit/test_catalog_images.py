@@ -1,8 +1,9 @@
-"""The statements over images and locations: they change what they name, if it is as believed, and nothing else."""
+"""The statements over images and locations: they change what they name, if it is as believed."""
 
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -211,7 +212,7 @@ async def test_images_are_listed_newest_first_page_by_page(database: Database, i
     made = [await queued(database) for _ in range(5)]
     seen: list[str] = []
     marker = None
-    while page := await database.read(lambda tx, m=marker: images.page(tx, limit=2, marker=m)):
+    while page := await database.read(partial(images.page, limit=2, marker=marker)):
         seen += [image.id for image in page]
         marker = page[-1].id
     assert seen == made[::-1]
@@ -222,7 +223,5 @@ async def test_images_are_listed_newest_first_page_by_page(database: Database, i
 
 async def test_rocky_and_stein_called_the_store_backend(database: Database) -> None:
     image = await active(database, "one")
-    await database.write(
-        lambda tx: tx.execute(image_locations.update().values(meta_data={"backend": "old"}))
-    )
+    await database.write(lambda tx: tx.execute(image_locations.update().values(meta_data={"backend": "old"})))
     assert (await get(database, image.id)).locations[0].store == "old"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from control.cli.client import _cannot_connect
 from control.cli.main import main
 from tests.fakes.api_daemon import (
     IMAGE_ID,
@@ -344,6 +346,13 @@ class TestErrors:
                 left_over.bind(path)
             assert main(["--socket", path, "job", "list"]) == 3
         assert "Nobody listens" in capsys.readouterr().err
+
+    def test_a_socket_of_others(self, tmp_path: Path) -> None:
+        """Said by the function itself: root, who may run these tests, is refused nothing."""
+        error = _cannot_connect(str(tmp_path / "s"), PermissionError(errno.EACCES, "Permission denied"))
+        assert error.exit_code == 3
+        assert "You may not use the socket" in error.message
+        assert "usermod -aG" in error.hint
 
     def test_a_path_that_is_too_long_for_a_socket(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["job", "list", "--socket", "/" + "x" * 200]) == 3

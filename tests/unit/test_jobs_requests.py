@@ -78,7 +78,9 @@ def test_every_wrong_field_is_reported_at_once() -> None:
     assert {one.field for one in caught.value.errors} == {"image_id", "to_store", "rate_limit", "z"}
 
 
-@pytest.mark.parametrize("image_id", ["x", "", f"{{{IMAGE}}}", IMAGE.replace("-", ""), f"{IMAGE}\n", f"{IMAGE}0"])
+@pytest.mark.parametrize(
+    "image_id", ["x", "", f"{{{IMAGE}}}", IMAGE.replace("-", ""), f"{IMAGE}\n", f"{IMAGE}0"]
+)
 def test_an_id_that_is_no_uuid_has_a_code_of_its_own(image_id: str) -> None:
     with pytest.raises(InvalidIdError):
         validated({"kind": "verify", "image_id": image_id}, parse_request)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from control.cli.exits import Exit
 from control.config.settings import ApiSettings, NodeSettings
 
 UNITS = Path(__file__).parents[2] / "systemd"
@@ -87,6 +88,12 @@ def test_directories_are_where_the_defaults_look_for_them() -> None:
 def test_callers_are_recognised() -> None:
     """In a user namespace of its own the service would see every caller as nobody."""
     assert "PrivateUsers" not in directives()
+
+
+def test_what_a_person_has_to_put_right_is_not_tried_again_and_again() -> None:
+    found = directives()
+    assert found["Restart"] == ["on-failure"]
+    assert found["RestartPreventExitStatus"] == [str(int(Exit.CONFIGURATION))]
 
 
 def test_it_is_notified_and_watched() -> None:

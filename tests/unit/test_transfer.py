@@ -25,7 +25,9 @@ from dataplane.errors import (
     StoreIOError,
 )
 from dataplane.plan import STREAM
-from dataplane.store import Intent, ObjectInfo, OffloadOffer, ReadOptions, WriteOptions
+from dataplane.progress import Progress
+from dataplane.store import MIB, Intent, ObjectInfo, OffloadOffer, ReadOptions, WriteOptions
+from dataplane.throttle import TokenBucket
 from dataplane.transfer import (
     Destination,
     Engine,
@@ -35,11 +37,14 @@ from dataplane.transfer import (
     measure,
     transfer,
 )
+from drivers.filesystem.config import Directory, FileConfig
+from drivers.filesystem.driver import FileDriver
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import StoreOptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from dataplane.store import Offloaded, OffloadOptions, ReadStream, Source, WriteSession
 
@@ -393,3 +398,53 @@ async def test_measure_reads_and_compares(engine: Engine) -> None:
         await measure(
             source, KEY, engine=engine, digests=(), expected=Expected(digests={"sha512": "00" * 64})
         )
+
+
+async def test_what_a_store_copies_on_this_machine_obeys_the_limits_and_shows_progress(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """copy_file_range costs this node's bandwidth although no byte passes through the pump."""
+    stores = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        config = FileConfig(directories=(Directory(path=str(tmp_path / name)),))
+        stores.append(FileDriver(name, config, StoreOptions()))
+    a, b = stores
+    size = 96 * MIB
+    async with a.open_write(KEY) as session:
+        for _ in range(0, size, 4 * MIB):
+            await session.write(memoryview(random.Random(1).randbytes(4 * MIB)))
+        await session.commit()
+    progress = Progress()
+    bucket = TokenBucket(64 * MIB)
+    seen: list[int] = []
+
+    async def watch() -> None:
+        while True:
+            seen.append(progress.bytes_done)
+            await asyncio.sleep(0.05)
+
+    watching = asyncio.create_task(watch())
+    started = asyncio.get_running_loop().time()
+    report = await transfer(
+        a,
+        KEY,
+        [Destination(store=b, key=KEY)],
+        engine=engine,
+        digests=(),
+        limits=(bucket,),
+        progress=progress,
+    )
+    took = asyncio.get_running_loop().time() - started
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching
+    method = report.outcomes[0].method
+    if method == "reflink":
+        pytest.skip("this file system shares blocks: no byte is copied, nothing to limit")
+    assert method == "copy_file_range"
+    assert took > 0.4  # 96 MiB at 64 MiB/s, less the last piece and the burst; unlimited it takes a tenth.
+    assert any(0 < done < size for done in seen)
+    assert progress.bytes_done == size
+    await a.aclose()
+    await b.aclose()

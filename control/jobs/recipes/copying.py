@@ -59,7 +59,7 @@ class CopyRecipe:
         old = services.place_to_read(image, request.from_store)
         source = services.stores.get(old.store).driver
         verify = VerifyMode(request.verify)
-        destinations = [run.destination(store) for store in sorted(missing)]
+        destinations = run.destinations(missing, all_must_succeed=request.all_stores_must_succeed)
         await run.record("transfer")
         try:
             done = await transfer(

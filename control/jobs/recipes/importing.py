@@ -39,7 +39,7 @@ class ImportRecipe:
         services, images = run.services, run.services.images
         source, key = services.sources.find(request.source)
         algorithm = request.os_hash_algo or services.os_hash_algo
-        destinations = [run.destination(store) for store in sorted(request.stores)]
+        destinations = run.destinations(request.stores, all_must_succeed=request.all_stores_must_succeed)
         await run.record(
             "transfer",
             work=lambda tx: images.change_status(
