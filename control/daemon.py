@@ -10,7 +10,7 @@ import signal
 import sys
 import uuid
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -38,7 +38,6 @@ from dataplane.errors import GlissadeError
 from dataplane.transfer import Engine
 from drivers.filesystem.local import LocalFileSource
 from drivers.health import HealthMonitor
-from drivers.http.config import HttpConfig
 from drivers.http.driver import HttpSource
 from drivers.options import StoreOptions
 from drivers.registry import build_store, wrapped
@@ -120,7 +119,7 @@ class _Daemon:
         self._metrics = Metrics(_version())
         stores = [self._store(store_id) for store_id in settings.stores]
         pool = BufferPool(budget_bytes=node.buffer_budget_bytes, chunk_bytes=node.chunk_bytes)
-        stack.callback(pool.close)
+        stack.push_async_callback(_close_pool, pool)
         hashing = HashThreads(node.hash_threads)
         stack.callback(hashing.close)
         health = HealthMonitor(
@@ -139,7 +138,6 @@ class _Daemon:
                 hashing=hashing,
                 # No transfer can take the chunks that another one waits for.
                 window_chunks=max(1, min(8, pool.chunk_count // node.max_transfers)),
-                stall_timeout_s=node.stall_timeout_s,
             ),
             limits=Limits(
                 node=node.rate_limit, stores={store.id: store.options.rate_limit for store in stores}
@@ -169,14 +167,20 @@ class _Daemon:
         self, group: asyncio.TaskGroup, *, ready: asyncio.Event | None, stop: asyncio.Event
     ) -> None:
         """Begin, say so, wait for `stop`, and end in order."""
-        site = await self._listen()
-        background = [
+        end_listening = await self._listen()
+        stopping = group.create_task(stop.wait(), name="stop")
+        # A dead store is degraded, and watched until it comes back.
+        probing = group.create_task(self._services.health.probe_all(), name="first probes")
+        background: list[asyncio.Task[Any]] = [
+            stopping,
+            probing,
             group.create_task(self._watch_loop(), name="loop lag"),
             group.create_task(self._feed_watchdog(), name="watchdog"),
         ]
         try:
-            # A dead store is degraded, and watched until it comes back.
-            await self._services.health.probe_all()
+            await asyncio.wait({stopping, probing}, return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                return
             background.append(group.create_task(self._services.health.run(), name="health monitor"))
             worker = group.create_task(self._worker.run(), name="worker")
             self._is_probed = True
@@ -199,7 +203,7 @@ class _Daemon:
             self._services.board.close()
             for task in background:
                 task.cancel()
-            await site()
+            await end_listening()
 
     def _store(self, store_id: str) -> ConfiguredStore:
         configured = self._settings.stores[store_id]
@@ -216,16 +220,10 @@ class _Daemon:
     def _import_sources(self) -> ImportSources:
         imports = self._settings.imports
         options = StoreOptions(concurrency=self._settings.node.max_transfers)
-        http = HttpConfig(
-            schemes=("https", "http") if imports.allow_http else ("https",),
-            ports=imports.ports,
-            allow_cidrs=imports.allow_private_addresses,
-            ca_file=imports.ca_file,
-        )
         return ImportSources(
-            urls=self._source(HttpSource("import", http, options), options),
+            urls=self._source(HttpSource("import:url", imports.http_config(), options), options),
             paths=(
-                self._source(LocalFileSource("import", imports.directories, options), options)
+                self._source(LocalFileSource("import:path", imports.directories, options), options)
                 if imports.directories
                 else None
             ),
@@ -320,6 +318,16 @@ def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop]
 
         return uvloop.new_event_loop
     return asyncio.new_event_loop
+
+
+async def _close_pool(pool: BufferPool) -> None:
+    """Free the memory as soon as the last download that was cut off has let go of it."""
+    for _ in range(100):
+        if pool.free_chunks == pool.chunk_count:
+            pool.close()
+            return
+        await asyncio.sleep(0.05)
+    log.warning("%d chunks are still in use at the end", pool.chunk_count - pool.free_chunks)
 
 
 def _version() -> str:

@@ -9,6 +9,7 @@ import sys
 from datetime import UTC, datetime
 
 _QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]+")
+_CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 _USER = re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/@'\"]+@", re.IGNORECASE)
 
 
@@ -34,7 +35,8 @@ class TextFormatter(logging.Formatter):
     """`2026-01-02T03:04:05.678Z INFO control.jobs.worker: message`"""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}"
+        message = record.getMessage().translate(_CONTROL_CHARACTERS)  # What users send must not forge lines.
+        line = f"{_time(record)} {record.levelname} {record.name}: {message}"
         if record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
         return redacted(line)

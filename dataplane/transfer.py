@@ -64,12 +64,16 @@ class VerifyMode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """What all transfers of a process share."""
+    """What all transfers of a process share.
+
+    `stall_timeout_s` is the last resort for one step of a store; longer than the store's own clock and its
+    repetitions, which happen inside the step.
+    """
 
     pool: BufferPool
     hashing: HashThreads
     window_chunks: int = 8
-    stall_timeout_s: float = 60.0
+    stall_timeout_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +322,7 @@ class _Transfer:
 
         try:
             source_info = await self._source.stat(self._key)
-            self._check_size(source_info.size_bytes)
+            self._check_size(source_info)
             self.touched.add(store.name)
             self._progress.begin(offer.method, source_info.size_bytes)
             done = await copy_from(
@@ -327,7 +331,6 @@ class _Transfer:
                 destination.key,
                 OffloadOptions(intent=self._intent, attempt=destination.attempt, pace=pace),
             )
-            self._check_size(done.info.size_bytes)
             if done.info.size_bytes != source_info.size_bytes:
                 raise SizeMismatchError(
                     f"{store.name}/{destination.key}: {done.info.size_bytes} bytes after"
@@ -357,7 +360,7 @@ class _Transfer:
     async def _stream(self, streamed: Sequence[tuple[Destination, Step]]) -> None:
         started = time.monotonic()
         async with self._source.open_read(self._key, _read_options(self._expected)) as stream:
-            self._check_size(stream.info.size_bytes)
+            self._check_size(stream.info)
             async with AsyncExitStack() as stack:
                 opened = await self._open_all(streamed, stream.info, stack, started)
                 self._raise_if_all_failed()
@@ -390,9 +393,11 @@ class _Transfer:
         stack: AsyncExitStack,
         started: float,
     ) -> list[_Opened]:
+        """Enter the destinations in the order of their names: two transfers that wait for slots of the same
+        stores (`drivers/wrap/limited.py`) then never wait for each other."""
         size = info.size_bytes if info.size_bytes is not None else self._expected.size_bytes
         opened: list[_Opened] = []
-        for destination, step in streamed:
+        for destination, step in sorted(streamed, key=lambda one: one[0].store.name):
             own = await stack.enter_async_context(AsyncExitStack())
             options = WriteOptions(size_bytes=size, attempt=destination.attempt)
             self.touched.add(destination.store.name)
@@ -510,10 +515,13 @@ class _Transfer:
             return source_error
         return error
 
-    def _check_size(self, size_bytes: int | None) -> None:
+    def _check_size(self, info: ObjectInfo) -> None:
+        """Before a byte is read. Names the source's own key: the one we were given may hold a secret (a
+        URL).
+        """
         wanted = self._expected.size_bytes
-        if wanted is not None and size_bytes is not None and size_bytes != wanted:
-            raise _wrong_size(self._source.name, self._key, size_bytes, wanted)
+        if wanted is not None and info.size_bytes not in (None, wanted):
+            raise _wrong_size(self._source.name, info.key, info.size_bytes, wanted)
 
     def _fail(self, destination: Destination, step: Step, error: GlissadeError, started: float) -> None:
         """Record a destination's failure; raises it when all must succeed."""
@@ -611,7 +619,7 @@ def _read_options(expected: Expected, *, bypass_cache: bool = False) -> ReadOpti
     return ReadOptions(bypass_cache=bypass_cache, accept_unknown_size=expected.is_known)
 
 
-def _wrong_size(store: str, key: str, size_bytes: int, wanted: int) -> SizeMismatchError:
+def _wrong_size(store: str, key: str, size_bytes: int | None, wanted: int) -> SizeMismatchError:
     return SizeMismatchError(
         f"{store}/{key}: has {size_bytes} bytes, expected {wanted}.",
         store=store,

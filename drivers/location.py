@@ -43,7 +43,7 @@ class Location:
         return self.url.partition(":")[0]
 
     def __str__(self) -> str:
-        return redact(self.url)
+        return self.url if self.store_type == "file" else redact(self.url)
 
 
 def parse_location(url: str) -> Location:

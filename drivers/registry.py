@@ -135,6 +135,8 @@ def wrapped(store: Source, options: StoreOptions, observer: Observer | None = No
     from drivers.wrap.restricted import restricted
     from drivers.wrap.retrying import retrying
     from drivers.wrap.traced import traced
+    from drivers.wrap.watched import watched
 
-    patient = retrying(limited(traced(store, observer), options.concurrency), options.retry.policy())
+    lively = watched(traced(store, observer), options.stall_timeout_s)
+    patient = retrying(limited(lively, options.concurrency), options.retry.policy())
     return restricted(patient, read_only=options.read_only, allow_delete=options.allow_delete)

@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 512
-"""Requests in work at once, event streams and downloads included; more are turned away and may come back."""
+MAX_STREAMS = 256
+"""Requests in work at once, and event streams and downloads, which may last for hours; more are turned away
+and may come back.
+"""
+_STREAMS = ("/events", "/data")
 
 _OPEN_TO_ALL = frozenset({"/healthz", "/readyz"})
 """Whoever can connect may ask whether the daemon lives; the socket's mode says who can."""
@@ -57,10 +61,10 @@ def create_app(context: ApiContext, *, max_body_bytes: int) -> web.Application:
 
 
 class _InWork:
-    """How many requests are being worked on."""
+    """How many requests and streams are being worked on."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.counts = {"requests": 0, "streams": 0}
 
 
 _IN_WORK = web.AppKey("in_work", _InWork)
@@ -116,14 +120,15 @@ async def _begin_answer(request: web.Request, response: web.StreamResponse) -> N
 
 @web.middleware
 async def _turn_away(request: web.Request, handler: Handler) -> web.StreamResponse:
-    in_work = request.app[_IN_WORK]
-    if in_work.count >= MAX_REQUESTS and request.path not in _OPEN_TO_ALL:
-        raise BusyError(f"{MAX_REQUESTS} requests are being worked on.", hint="Try again shortly.")
-    in_work.count += 1
+    counts = request.app[_IN_WORK].counts
+    kind, most = ("streams", MAX_STREAMS) if request.path.endswith(_STREAMS) else ("requests", MAX_REQUESTS)
+    if counts[kind] >= most and request.path not in _OPEN_TO_ALL:
+        raise BusyError(f"{most} {kind} are being worked on.", hint="Try again shortly.")
+    counts[kind] += 1
     try:
         return await handler(request)
     finally:
-        in_work.count -= 1
+        counts[kind] -= 1
 
 
 @web.middleware

@@ -34,13 +34,15 @@ _BODY_TIMEOUT_S = 15.0
 
 async def read_json(request: web.Request) -> Any:
     """The body as a JSON object. Raises `MalformedJsonError`, `BodyTooLargeError`, `BodyTimeoutError`."""
+    if (request.content_length or 0) > request.client_max_size:
+        raise _too_large(request)
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
             raw = await request.read()
     except TimeoutError:
         raise BodyTimeoutError(f"The body did not arrive within {_BODY_TIMEOUT_S:g} s.") from None
     except web.HTTPRequestEntityTooLarge:
-        raise BodyTooLargeError(f"The body is larger than {request.client_max_size} bytes.") from None
+        raise _too_large(request) from None
     return parse_json(raw)
 
 
@@ -56,7 +58,7 @@ def parse_json(raw: bytes) -> Any:
     except ValueError as error:
         raise MalformedJsonError(f"The body is not valid JSON: {error}.") from None
     if not isinstance(value, dict):
-        raise MalformedJsonError("The body must be a JSON object.")
+        raise InvalidRequestError("The body must be a JSON object.")
     return value
 
 
@@ -94,6 +96,10 @@ def id_in_path(request: web.Request) -> str:
         return check_uuid(text)
     except ValueError:
         raise InvalidIdError(f"{text[:64]!r} is no UUID.", [FieldError("id", "is no UUID")]) from None
+
+
+def _too_large(request: web.Request) -> BodyTooLargeError:
+    return BodyTooLargeError(f"The body is larger than {request.client_max_size} bytes.")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -59,6 +59,12 @@ class NoSuchResourceError(RequestError):
     code = "not_found"
 
 
+class NoSuchStoreError(NoSuchResourceError):
+    """The path names a store that is not configured."""
+
+    code = "unknown_store"
+
+
 class MethodNotAllowedError(RequestError):
     """The resource does not know this method."""
 

@@ -39,6 +39,7 @@ STATUSES: Mapping[type[data.GlissadeError], HTTPStatus] = {
     # Stores, met while an image is read or a store is checked.
     data.StoreError: HTTPStatus.BAD_GATEWAY,
     data.NotFoundError: HTTPStatus.NOT_FOUND,
+    data.ReadOnlyStoreError: HTTPStatus.CONFLICT,
     data.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     data.UnknownDigestError: HTTPStatus.BAD_REQUEST,
 }

@@ -15,8 +15,8 @@ import stat
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import event
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy import URL, event
+from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -97,7 +97,7 @@ async def open_database(url: str) -> Database:
     path = url.removeprefix(_SQLITE)
     lock_fd = await run_blocking(_prepare_file, path)
     engine = create_async_engine(
-        f"sqlite+aiosqlite:///{path}",
+        URL.create("sqlite+aiosqlite", database=path),
         pool_size=1,
         max_overflow=0,
         pool_timeout=60,
@@ -245,6 +245,10 @@ async def _database_errors() -> AsyncIterator[None]:
     except (IntegrityError, ProgrammingError, DataError):
         raise
     except DBAPIError as error:
+        if type(error) is DatabaseError:  # SQLite's word for a file that is damaged, or none of its own.
+            raise CatalogError(
+                f"The catalogue database is damaged: {error.orig}.", hint="Restore it from a backup."
+            ) from error
         raise CatalogUnavailableError(f"The catalogue database failed: {error.orig}.") from error
     except PoolTimeoutError as error:
         raise CatalogUnavailableError("The catalogue database is busy.") from error

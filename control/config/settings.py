@@ -34,7 +34,6 @@ class NodeSettings:
     chunk_bytes: Annotated[int, Between(256 * KIB, 16 * MIB, as_size=True), MultipleOf(4096)] = MIB
     rate_limit: int | None = None
     drain_timeout_s: Annotated[float, Between(0, 86400)] = 60.0
-    stall_timeout_s: Annotated[float, Between(1, 86400)] = 60.0
     hash_threads: Annotated[int, Between(1, 64)] = 2
     event_loop: Literal["uvloop", "asyncio"] = "uvloop"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -41,6 +41,12 @@ def _check_text(text: str) -> str:
     return text
 
 
+def _check_url(url: str) -> str:
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        raise ValueError("credentials in a URL are not accepted: they would be kept and shown")
+    return _check_text(url)
+
+
 def _check_algorithm(name: str) -> str:
     if name not in KNOWN_ALGORITHMS:
         raise ValueError(f"unknown digest algorithm; known are {', '.join(sorted(KNOWN_ALGORITHMS))}")
@@ -94,8 +100,8 @@ class ImageDescription(StrictModel):
 class ImportSource(StrictModel):
     """Where an import reads from: a URL or an absolute path on the daemon's machine."""
 
-    url: Annotated[str, Field(min_length=1, max_length=8192), AfterValidator(_check_text)] | None = None
-    path: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")] | None = None
+    url: Annotated[str, Field(min_length=1, max_length=8192), AfterValidator(_check_url)] | None = None
+    path: Annotated[str, Field(max_length=4096, pattern=r"^/"), AfterValidator(_check_text)] | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:

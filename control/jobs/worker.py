@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from control.catalog.errors import CatalogUnavailableError
+from control.catalog.errors import CatalogError
 from control.catalog.tables import utc_now
 from control.jobs.board import RunningJob
 from control.jobs.cleaning import clear_attempts
@@ -138,7 +138,7 @@ class Worker:
         self.wake()
 
     async def run(self) -> None:
-        """Work until `stop`. Raises `CatalogUnavailableError` when the catalogue fails: nothing more can be
+        """Work until `stop`. Raises a `CatalogError` when the catalogue fails: nothing more can be
         promised then.
         """
         recovered = await self._services.database.write(
@@ -242,23 +242,26 @@ class Worker:
             raise
         try:
             attempt.work.result()
-        except (LeaseLostError, CatalogUnavailableError):
+        except (LeaseLostError, CatalogError):
             raise
-        except (asyncio.CancelledError, JobCancelledError):
-            if attempt.stop is Stop.DRAIN:
-                return Ending(state=JobState.QUEUED, phase="queued again: the daemon is stopping", again=True)
-            return Ending(state=JobState.CANCELLED, phase="cancelled")
+        except (asyncio.CancelledError, JobCancelledError) as error:
+            return self._after_interruption(attempt, error)
         except NothingToDoError as error:
             return Ending(state=JobState.IGNORED, phase="nothing to do", error=error)
         except QuarantinedError as error:
             return Ending(state=JobState.QUARANTINED, phase="quarantined", error=error)
         except GlissadeError as error:
             return self._after_failure(run.job, error)
-        except Exception:
-            log.exception("Job %s: a defect in Glissade", run.job.id)
-            defect = InternalError("An unexpected error; the daemon's log has the details.")
-            return Ending(state=JobState.FAILED, phase="failed", error=defect)
+        except Exception as error:
+            return _after_defect(run.job, error)
         return Ending(state=JobState.SUCCEEDED, phase="done")
+
+    def _after_interruption(self, attempt: _Attempt, error: BaseException) -> Ending:
+        if attempt.stop is Stop.DRAIN:
+            return Ending(state=JobState.QUEUED, phase="queued again: the daemon is stopping", again=True)
+        if attempt.stop is Stop.CANCEL or isinstance(error, JobCancelledError):
+            return Ending(state=JobState.CANCELLED, phase="cancelled")
+        return _after_defect(attempt.run.job, error)  # Nobody asked for it.
 
     async def _recipe(self, run: Run) -> None:
         recipe = RECIPES[run.job.kind]
@@ -358,3 +361,9 @@ class Worker:
             await self._pause(asyncio.wait(set(self._tasks)))
         if self._clearing is not None:
             self._clearing.cancel()
+
+
+def _after_defect(job: Job, error: BaseException) -> Ending:
+    log.error("Job %s: a defect in Glissade", job.id, exc_info=error)
+    defect = InternalError("An unexpected error; the daemon's log has the details.")
+    return Ending(state=JobState.FAILED, phase="failed", error=defect)

@@ -246,11 +246,12 @@ class _Part:
 
 
 class _HttpReadStream:
-    """One body. Bytes go from aiohttp's pieces straight into the caller's buffer: one copy (docs/decisions
-    has the figures).
+    """One body. `length` is what is still to come, None when unknown; `is_prefix`: the body is longer than
+    what was asked for.
 
-    `length` is what is still to come, None when unknown. `is_prefix`: the body is longer than what was
-    asked for.
+    Bytes are copied once, from the pieces that aiohttp hands out (`readany`) into the caller's buffer. For
+    1 GiB from loopback in 1 MiB buffers that took 0.3 s of CPU on asyncio and 0.4 on uvloop; `read(n)` 0.8
+    and 0.6, `iter_chunked` 0.5 and 0.9 (medians of 3, 2 vCPUs).
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from drivers.wrap.limited import limited
 from drivers.wrap.restricted import RestrictedDriver
 from drivers.wrap.retrying import retrying
 from drivers.wrap.traced import traced
+from drivers.wrap.watched import watched
 from tests.conformance.driver_suite import DriverSuite
 from tests.conformance.stores import FreshStore, fresh_file, fresh_memory
 from tests.fakes.faulty import FaultyDriver
@@ -32,6 +33,10 @@ def _retrying(driver: Driver) -> Driver:
 
 def _limited(driver: Driver) -> Driver:
     return limited(driver, 8)
+
+
+def _watched(driver: Driver) -> Driver:
+    return watched(driver, 30)
 
 
 def _allowed(driver: Driver) -> Driver:
@@ -53,6 +58,7 @@ WRAPPERS: dict[str, Wrapper] = {
     "retrying": _retrying,
     "limited": _limited,
     "traced": traced,
+    "watched": _watched,
     "restricted": _allowed,
     "faulty": FaultyDriver,
     "all": _all,

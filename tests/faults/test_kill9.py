@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KILLS = 50
+MOST_IMAGES = 5
 IMAGE_BYTES = 24 * 1024 * 1024 + 777
 LONGEST_LIFE_S = 0.5
 """The daemon is killed between 0 and this long after the job was accepted; an undisturbed job takes about
@@ -87,7 +88,9 @@ class Campaign:
         return {image["id"]: image["stores"] for image in images}
 
     def next_job(self, chance: random.Random, images: dict[str, list[str]]) -> dict[str, Any]:
-        """An import into two stores in one read, or a move of a random image to where it is not."""
+        """An import into two stores in one read, a move of a random image to where it is not, or a delete."""
+        if len(images) >= MOST_IMAGES:
+            return {"kind": "delete", "image_id": chance.choice(sorted(images))}
         movable = [
             (image, store) for image, stores in images.items() for store in self.stores if store not in stores
         ]

@@ -135,7 +135,7 @@ async def test_stores_show_their_health_and_what_they_can_do(daemon: Daemon) -> 
     assert stores["keeping"]["capabilities"]["deletable"] is False
     checked = await daemon.call("POST", "/v1/stores/one/check")
     assert checked.json["health"]["checked_at"] >= one["health"]["checked_at"]
-    assert (await problem(daemon, "POST", "/v1/stores/none/check"))["code"] == "not_found"
+    assert (await problem(daemon, "POST", "/v1/stores/none/check"))["code"] == "unknown_store"
 
 
 async def test_limits_are_changed_while_running(daemon: Daemon) -> None:
@@ -248,7 +248,7 @@ async def test_importing_from_a_path_must_have_been_allowed(root: Path) -> None:
         job = await daemon.finished(
             await daemon.submit(kind="import", source={"path": str(secret)}, stores=["one"])
         )
-    assert (job["state"], job["error"]["store"]) == ("failed", "import")
+    assert (job["state"], job["error"]["store"]) == ("failed", "import:path")
     assert place.files()["one"] == []
 
 

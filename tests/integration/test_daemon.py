@@ -14,12 +14,15 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 
+from control.catalog.database import Database
+from control.catalog.errors import CatalogUnavailableError
 from control.jobs.recipes import RECIPES
 from control.jobs.recipes.moving import MoveRecipe
 from control.jobs.run import Run
-from dataplane.errors import UnavailableError
+from dataplane.errors import AccessDeniedError, UnavailableError
 from dataplane.store import MIB
 from drivers.filesystem.driver import FileDriver
 from tests.integration.in_process import Daemon, Place, abandoned, running, short_directory
@@ -547,7 +550,51 @@ async def test_a_cancel_survives_a_crash(place: Place, monkeypatch: pytest.Monke
     assert place.files() == {"one": [], "two": [], "three": []}
 
 
+async def test_a_delete_that_failed_can_be_asked_for_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forbidden(*_: object, **__: object) -> None:
+        raise AccessDeniedError("one: not allowed today", store="one")
+
+    async with running(place) as daemon:
+        image = await daemon.import_image(CONTENT, "one", "two")
+        with monkeypatch.context() as patch:
+            patch.setattr(FileDriver, "delete", forbidden)
+            job = await daemon.finished(await daemon.submit(kind="delete", image_id=image["id"]))
+        assert (job["state"], job["error"]["code"]) == ("failed", "access_denied")
+        assert place.files() == only(place, "one", "two", image=image)
+        await daemon.carry_out(kind="delete", image_id=image["id"])
+    assert place.files() == only(place, image=image)
+
+
+async def test_a_broken_catalogue_ends_the_daemon(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise CatalogUnavailableError("The catalogue database failed: disk I/O error.")
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with running(place):
+            monkeypatch.setattr(Database, "write", broken)
+            await asyncio.sleep(1.5)
+    assert caught.group_contains(CatalogUnavailableError)
+    assert not place.has_socket
+
+
 # Shutdown
+
+
+async def test_a_download_does_not_hold_up_the_end(place: Place) -> None:
+    async with running(place) as daemon:
+        image = await daemon.import_image(os.urandom(12 * MIB))
+        async with daemon.http.get(f"http://glissade/v1/images/{image['id']}/data") as response:
+            await response.content.readexactly(1)
+            daemon.stop.set()
+            with pytest.raises(aiohttp.ClientError):
+                await asyncio.wait_for(_slowly(response), 10)
+
+
+async def _slowly(response: aiohttp.ClientResponse) -> None:
+    await asyncio.sleep(3)
+    await response.read()
 
 
 async def test_draining_lets_short_jobs_finish(place: Place) -> None:
@@ -685,6 +732,6 @@ def test_a_catalogue_that_cannot_be_opened_is_refused_in_clear_text(place: Place
     place.database.write_bytes(b"this is no database, and never was one" * 10)
     with _start(place) as process:
         _, errors = process.communicate(timeout=20)
-    assert process.returncode == 1
+    assert process.returncode == 6
     assert "file is not a database" in errors
     assert "Traceback" not in errors

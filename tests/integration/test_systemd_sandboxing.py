@@ -19,6 +19,11 @@ from dataplane.store import MIB
 
 ROOT = Path(__file__).parents[2]
 SERVICE = ROOT / "systemd" / "glissade.service"
+
+DONE_WITHOUT = {"cachestat", "syscall_0x1c3"}
+"""Younger than many a systemd, which then refuses it (and strace knows only its number); the driver asks and
+takes no for an answer."""
+
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
 
 _LOCKED_DOWN = f"""
@@ -95,7 +100,7 @@ def test_the_daemon_makes_no_system_call_that_its_unit_forbids(tmp_path: Path) -
     assert {"pwrite64", "linkat", "fsync"} <= made, "the trace holds the daemon's work"
     # Run by root, SQLite gives its journals to the owner of the database; the service is not root.
     only_as_root = {"fchown"} if os.geteuid() == 0 else set()
-    assert made - allowed_calls() - only_as_root == set()
+    assert made - allowed_calls() - only_as_root - DONE_WITHOUT == set()
 
 
 def allowed_calls() -> set[str]:

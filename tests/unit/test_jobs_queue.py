@@ -247,8 +247,9 @@ async def test_many_finished_jobs_do_not_slow_down_a_claim(database: Database) -
     plans: list[str] = []
     for statement in (
         (
-            "select * from jobs where state = 'queued' and waiting_for is null and not exists"
-            " (select 1 from jobs as o where o.image_id = jobs.image_id and o.state = 'running') order by seq limit 5"
+            "select * from jobs where state = 'queued' and waiting_for is null and not exists (select 1"
+            " from jobs as o where o.image_id = jobs.image_id and o.state = 'running')"
+            " order by seq limit 5"
         ),
         "select * from jobs where cleaned_epoch < epoch and state in ('failed') order by seq limit 5",
         "select * from jobs where state = 'failed' order by seq desc limit 5",

@@ -45,6 +45,8 @@ def test_ids_and_digests_are_kept_in_lower_case() -> None:
         (IMPORT | {"source": {}}, "source"),
         (IMPORT | {"source": {"url": "https://a.example/x", "path": "/x"}}, "source"),
         (IMPORT | {"source": {"path": "relative"}}, "source.path"),
+        (IMPORT | {"source": {"path": "/a\nb"}}, "source.path"),
+        (IMPORT | {"source": {"url": "https://user:secret@a.example/x"}}, "source.url"),
         (IMPORT | {"source": {"path": "/a", "size": 5}}, "source.size"),
         (IMPORT | {"source": {"url": "https://a.example/\nx"}}, "source.url"),
         (IMPORT | {"expected": {"size_bytes": -1}}, "expected.size_bytes"),
@@ -91,8 +93,6 @@ def test_an_id_that_is_no_uuid_has_a_code_of_its_own(image_id: str) -> None:
     [
         (b"", "Expecting value"),
         (b"{", "Expecting"),
-        (b"[]", "must be a JSON object"),
-        (b'"x"', "must be a JSON object"),
         (b'{"a": 1, "a": 2}', "there twice"),
         (b'{"a": {"b": 1, "b": 1}}', "there twice"),
         (b'{"a": NaN}', "NaN is no JSON number"),
@@ -108,6 +108,12 @@ def test_an_id_that_is_no_uuid_has_a_code_of_its_own(image_id: str) -> None:
 )
 def test_malformed_json_is_refused_with_its_reason(raw: bytes, reason: str) -> None:
     with pytest.raises(MalformedJsonError, match=reason):
+        parse_json(raw)
+
+
+@pytest.mark.parametrize("raw", [b"[]", b'"x"', b"5", b"null"])
+def test_json_that_is_no_object_is_refused(raw: bytes) -> None:
+    with pytest.raises(InvalidRequestError, match="must be a JSON object"):
         parse_json(raw)
 
 

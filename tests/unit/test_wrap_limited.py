@@ -115,6 +115,12 @@ async def test_transfers_crossing_each_other_all_end(faulty: FaultyDriver) -> No
     )
 
 
+async def test_a_read_back_does_not_wait_for_reads(faulty: FaultyDriver) -> None:
+    store = limited(faulty, 1)
+    async with store.open_read("image-0"), asyncio.timeout(2):
+        assert (await read_image(store, "image-1", ReadOptions(bypass_cache=True))).data == DATA
+
+
 async def test_a_probe_waits_for_nobody(faulty: FaultyDriver) -> None:
     faulty.faults = [Fault(call="stat", times=9), Fault(call="open_read", times=9)]
     store = limited(faulty, 1)

@@ -51,7 +51,7 @@ async def show(request: web.Request) -> web.Response:
     return json_answer(job_answer(job, services.board.running.get(job_id)))
 
 
-@routes.get("/v1/jobs/{id}/events")
+@routes.get("/v1/jobs/{id}/events", allow_head=False)
 async def events(request: web.Request) -> web.StreamResponse:
     """The job's changes as server-sent events."""
     context = request.app[CONTEXT]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from control.api.context import CONTEXT, json_answer
-from control.api.errors import NoSuchResourceError
+from control.api.errors import NoSuchStoreError
 from control.api.models import StoresAnswer, store_answer
 
 routes = web.RouteTableDef()
@@ -31,6 +31,6 @@ async def check(request: web.Request) -> web.Response:
     services = request.app[CONTEXT].services
     store_id = request.match_info["id"]
     if store_id not in services.stores:
-        raise NoSuchResourceError(f"There is no store {store_id[:64]!r}.")
+        raise NoSuchStoreError(f"There is no store {store_id[:64]!r}.")
     health = await services.health.check(store_id)
     return json_answer(store_answer(services.stores.get(store_id), health, services.limits))

@@ -1,0 +1,62 @@
+"""docs/api.md says what the code does: every error code with its status, every endpoint, every metric."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+from control.api import health
+from control.api.failures import known_codes, status_of
+from control.api.v1 import images, jobs, limits, stores
+from dataplane.errors import GlissadeError
+
+TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+ROWS = {row[1]: row[2] for row in re.finditer(r"^\| `([a-z_]+)` \| (-|[\d, ]+) \|", TEXT, re.MULTILINE)}
+
+
+def every_error() -> list[type[GlissadeError]]:
+    for top in ("dataplane", "drivers", "control"):
+        package = importlib.import_module(top)
+        for module in pkgutil.walk_packages(package.__path__, f"{top}."):
+            if ".migrations" not in module.name:
+                importlib.import_module(module.name)
+    found: list[type[GlissadeError]] = []
+    pending: list[type[GlissadeError]] = [GlissadeError]
+    while pending:
+        error = pending.pop()
+        if error.__module__.split(".")[0] in ("dataplane", "drivers", "control"):
+            found.append(error)
+        pending.extend(error.__subclasses__())
+    return found
+
+
+def test_every_error_code_is_described_and_nothing_else() -> None:
+    codes = {error.code for error in every_error()}
+    assert codes <= known_codes()
+    assert set(ROWS) == codes
+
+
+def test_the_described_statuses_are_those_that_are_answered() -> None:
+    answered: dict[str, set[str]] = {}
+    for error in every_error():
+        answered.setdefault(error.code, set()).add(str(status_of(error.__new__(error)).value))
+    for code, described in ROWS.items():
+        assert described == "-" or answered[code] == set(described.split(", ")), code
+
+
+def test_a_code_means_one_thing_for_retries() -> None:
+    by_code: dict[str, set[bool]] = {}
+    for error in every_error():
+        by_code.setdefault(error.code, set()).add(error.retryable)
+    assert {code for code, values in by_code.items() if len(values) > 1} == set()
+
+
+@pytest.mark.parametrize("part", [health, jobs, stores, limits, images], ids=lambda part: part.__name__)
+def test_every_endpoint_is_described(part: object) -> None:
+    for route in part.routes:  # type: ignore[attr-defined] # each has a route table
+        path = route.path
+        assert re.search(rf"`{route.method} {re.escape(path)}[`?]", TEXT), f"{route.method} {path}"
