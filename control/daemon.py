@@ -8,8 +8,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 import uuid
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -57,6 +59,10 @@ EXIT_REFUSED = 6
 """The daemon would not start like this: configuration, catalogue or socket. A restart changes nothing."""
 
 _LAG_EVERY_S = 1.0
+_LAST_STEPS_S = 15.0
+"""After draining: clearing up, closing stores and the catalogue."""
+_LAST_ANSWERS_S = 1.0
+"""Answers that have begun may end within this long, and again as long to stop."""
 
 
 def run(settings: Settings) -> int:
@@ -248,7 +254,12 @@ class _Daemon:
             ) from error
         app = create_app(self._context, max_body_bytes=api.max_body_bytes)
         runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=2.0, keepalive_timeout=30.0
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=_LAST_ANSWERS_S,
+            lingering_time=1.0,
+            keepalive_timeout=30.0,
         )
         try:
             await runner.setup()
@@ -303,13 +314,28 @@ async def _until_signalled(settings: Settings) -> None:
             os._exit(EXIT_FAILED)
         log.info("%s: draining; once more to quit at once", name)
         stop.set()
+        _quit_after(settings.node.drain_timeout_s + _LAST_STEPS_S)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled, number.name)
     for problem in settings.warnings:
         log.warning("%s", problem)
-    await serve(settings, stop=stop)
+    await serve(settings, stop=stop, retry=replace(RETRY, attempts=settings.node.job_attempts))
+
+
+def _quit_after(seconds: float) -> None:
+    """End the process by then, come what may: a thread in a store that hangs (NFS) can neither be cancelled nor
+    left behind, and what it was doing is put right at the next start.
+    """
+
+    def quit_now() -> None:
+        log.critical("A store still hangs in a call after %g s: quitting without it", seconds)
+        os._exit(EXIT_FAILED)
+
+    timer = threading.Timer(seconds, quit_now)
+    timer.daemon = True
+    timer.start()
 
 
 def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop]:

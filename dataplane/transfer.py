@@ -274,6 +274,8 @@ class _Transfer:
         steps = plan(offers, intent=self._intent, must_read=must_read)
         streamed: list[tuple[Destination, Step]] = []
         for destination in destinations:
+            if destination.store.name in self.outcomes:
+                continue  # It failed when it was asked.
             step = steps[destination.store.name]
             if step.offer is not None:
                 declined = await self._offload(destination, step, step.offer)
@@ -281,9 +283,10 @@ class _Transfer:
                     continue
                 step = Step(store=step.store, reason=declined.message)
             streamed.append((destination, step))
+        self._raise_if_all_failed()
         if streamed:
             await self._stream(streamed)
-        self._raise_if_all_failed()
+            self._raise_if_all_failed()
         if self._verify is VerifyMode.READBACK:
             for destination in destinations:
                 await self._read_back(destination)
@@ -292,18 +295,24 @@ class _Transfer:
     async def _offers(
         self, destinations: Sequence[Destination]
     ) -> dict[str, OffloadOffer | OffloadDeclinedError | None]:
+        """What each store answers when asked to take the object by itself; those that fail have an outcome."""
         offers: dict[str, OffloadOffer | OffloadDeclinedError | None] = {}
         options = OffloadOptions(intent=self._intent)
+        info: ObjectInfo | None = None
         for destination in destinations:
             store = destination.store
             copy_from = store.capabilities.copy_from
             offers[store.name] = None
-            if copy_from is not None and self._source.capabilities.origin is not None:
-                try:
-                    info = await self._source.stat(self._key)
-                    offers[store.name] = await copy_from.offer(self._source, info, options)
-                except OffloadDeclinedError as declined:
-                    offers[store.name] = declined
+            if copy_from is None or self._source.capabilities.origin is None:
+                continue
+            started = time.monotonic()
+            info = info or await self._source.stat(self._key)
+            try:
+                offers[store.name] = await copy_from.offer(self._source, info, options)
+            except OffloadDeclinedError as declined:
+                offers[store.name] = declined
+            except GlissadeError as error:
+                self._fail(destination, Step(store=store.name, reason="it was asked first"), error, started)
         return offers
 
     async def _offload(

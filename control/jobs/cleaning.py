@@ -8,7 +8,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from control.jobs.errors import UnknownStoreError
+from control.jobs.errors import InternalError, UnknownStoreError
 from dataplane.errors import GlissadeError, UnavailableError
 from dataplane.store import Driver
 
@@ -59,6 +59,11 @@ async def clear_attempts(
             )
         except GlissadeError as error:
             failures.append(error)
+        except Exception:
+            log.exception("Job %s: a defect in Glissade while clearing up in %s", job.id, store_id)
+            failures.append(
+                InternalError(f"{store_id}: clearing up failed; the daemon's log has the details.")
+            )
     for failure in failures:
         log.warning("Job %s: could not clear up, will try again: %s", job.id, failure)
     return failures

@@ -279,11 +279,13 @@ class JobQueue:
             raise JobFinishedError(f"The job {job_id} has {job.state} already.")
         return job
 
-    async def unclean(self, tx: AsyncConnection, *, limit: int) -> list[Job]:
-        """Finished jobs whose attempts may still have something in a store, oldest first."""
+    async def unclean(self, tx: AsyncConnection, *, limit: int, after: int = 0) -> list[Job]:
+        """Finished jobs whose attempts may still have something in a store, oldest first, from those with a
+        greater `seq` than `after`.
+        """
         query = (
             select(jobs)
-            .where(text("cleaned_epoch < epoch"), jobs.c.state.in_(TERMINAL))
+            .where(text("cleaned_epoch < epoch"), jobs.c.state.in_(TERMINAL), jobs.c.seq > after)
             .order_by(jobs.c.seq)
             .limit(limit)
         )

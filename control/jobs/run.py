@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from control.catalog.images import Content, NewLocation
 from control.jobs.report import Report, StepReport
-from dataplane.errors import UnavailableError
+from dataplane.errors import GlissadeError, UnavailableError
 from dataplane.progress import Progress
 from dataplane.throttle import TokenBucket
 from dataplane.transfer import Destination
@@ -61,21 +61,32 @@ class Run:
         self,
         phase: str,
         *,
-        checkpoint: Mapping[str, Any],
+        stores: Sequence[str],
         work: Callable[[AsyncConnection], Awaitable[object]],
+        checkpoint: Mapping[str, Any] | None = None,
     ) -> None:
-        """As `record`, passing the point of no return. Raises `JobCancelledError` when cancelling came
-        first, with nothing changed.
+        """As `record`, passing the point of no return: what this attempt made in `stores` stays from now on.
+
+        Raises `JobCancelledError` when cancelling came first, with nothing changed.
         """
+        published = [StepReport(step="publish", store=store, method="catalogue") for store in stores]
 
         async def step(tx: AsyncConnection) -> Job:
             job = await self.services.queue.pass_no_return(
-                tx, self.claim, **self._values(phase, checkpoint), report=self.report.as_json()
+                tx,
+                self.claim,
+                **self._values(phase, {**(checkpoint or {}), "published": list(stores)}),
+                report=self.report.as_json(),
             )
             await work(tx)
             return job
 
-        await self._commit(step)
+        self.report.steps.extend(published)
+        try:
+            await self._commit(step)
+        except GlissadeError:
+            del self.report.steps[len(self.report.steps) - len(published) :]
+            raise
 
     async def _commit(self, step: Callable[[AsyncConnection], Awaitable[Job]]) -> None:
         self.job = await self.services.database.write(step)

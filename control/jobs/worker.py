@@ -55,6 +55,7 @@ counting. What still fails after five attempts needs a person.
 _TURN_S = 1.0
 """How long a back-off that has ended or a change made elsewhere may go unnoticed."""
 _CLEAR_EVERY_S = 30.0
+_CLEAR_AT_ONCE = 100
 
 
 class Stop(Enum):
@@ -141,6 +142,7 @@ class Worker:
         """Work until `stop`. Raises a `CatalogError` when the catalogue fails: nothing more can be
         promised then.
         """
+        self.turned_at = asyncio.get_running_loop().time()
         recovered = await self._services.database.write(
             lambda tx: self._services.queue.recover(tx, self._owner)
         )
@@ -200,8 +202,11 @@ class Worker:
     async def _waits_for(self, tx: AsyncConnection, job: Job) -> str | None:
         try:
             return await RECIPES[job.kind].waits_for(tx, job, self._services)
-        except (GlissadeError, ValidationError):
-            return None  # The attempt meets the same error and records it.
+        except CatalogError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one job, the others go on
+            log.debug("Job %s: %r while looking for its stores; its attempt will tell", job.id, error)
+            return None
 
     def _start(self, group: asyncio.TaskGroup, job: Job) -> None:
         run = Run(self._services, job, Claim(job_id=job.id, epoch=job.epoch, owner=self._owner))
@@ -252,7 +257,7 @@ class Worker:
             return Ending(state=JobState.QUARANTINED, phase="quarantined", error=error)
         except GlissadeError as error:
             return self._after_failure(run.job, error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the edge of a job; logged with its traceback
             return _after_defect(run.job, error)
         return Ending(state=JobState.SUCCEEDED, phase="done")
 
@@ -305,7 +310,9 @@ class Worker:
         }
         if not leftovers:
             values["cleaned_epoch"] = job.epoch
-        if run.report.steps:
+        if (
+            run.report.steps and not ending.again
+        ):  # Another attempt begins with what was published, if anything.
             values["report"] = run.report.as_json()
         if ending.again:
             values |= {"owner": None, "failures": job.failures + ending.counts}
@@ -337,15 +344,24 @@ class Worker:
 
     async def _clear_finished(self) -> None:
         services = self._services
-        for job in await services.database.read(lambda tx: services.queue.unclean(tx, limit=100)):
-            try:
-                stores = RECIPES[job.kind].written_stores(job)
-            except ValidationError:
-                continue
-            if services.first_unusable(writing=stores) is not None:
-                continue
-            if not await clear_attempts(services, job, stores, through=job.epoch):
-                await services.database.write(partial(services.queue.mark_clean, job=job))
+        after = 0
+        while page := await services.database.read(
+            partial(services.queue.unclean, limit=_CLEAR_AT_ONCE, after=after)
+        ):
+            for job in page:
+                await self._clear_one(job)
+            after = page[-1].seq
+
+    async def _clear_one(self, job: Job) -> None:
+        services = self._services
+        try:
+            stores = RECIPES[job.kind].written_stores(job)
+        except ValidationError:
+            return  # A version that understands the request has to do it.
+        if services.first_unusable(writing=stores) is None and not await clear_attempts(
+            services, job, stores, through=job.epoch
+        ):
+            await services.database.write(partial(services.queue.mark_clean, job=job))
 
     async def _drain(self) -> None:
         """Let running jobs finish for a while, then interrupt them: they are cleared up and queued again."""

@@ -19,9 +19,11 @@ import pytest
 
 from control.catalog.database import Database
 from control.catalog.errors import CatalogUnavailableError
+from control.catalog.images import Images
 from control.jobs.recipes import RECIPES
 from control.jobs.recipes.moving import MoveRecipe
 from control.jobs.run import Run
+from control.jobs.worker import Worker
 from dataplane.errors import AccessDeniedError, UnavailableError
 from dataplane.store import MIB
 from drivers.filesystem.driver import FileDriver
@@ -319,6 +321,26 @@ async def test_what_may_pass_is_tried_again_and_then_given_up(
         assert len((await daemon.get("/v1/images"))["images"]) == 1
 
 
+async def test_a_report_tells_of_the_attempt_that_succeeded(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([False, True])
+
+    async def activate(*details: Any) -> None:
+        if not next(answers):
+            raise UnavailableError("not now", store="one")
+        await original(*details)
+
+    original: Any = Images.activate
+    monkeypatch.setattr(Images, "activate", activate)
+    async with running(place) as daemon:
+        job = await daemon.carry_out(kind="import", source=place.source(CONTENT), stores=["two"])
+        assert job["attempt"] == 2
+        assert [step["step"] for step in job["report"]["steps"]] == ["write", "publish"]
+        assert job["report"]["bytes_read"] == len(CONTENT)
+        assert place.files()["two"] == [job["image_id"]]
+
+
 async def test_a_defect_fails_the_job_and_nothing_else(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -571,10 +593,13 @@ async def test_a_broken_catalogue_ends_the_daemon(place: Place, monkeypatch: pyt
     async def broken(*_: object) -> None:
         raise CatalogUnavailableError("The catalogue database failed: disk I/O error.")
 
-    with pytest.raises(BaseExceptionGroup) as caught:
+    async def live() -> None:
         async with running(place):
             monkeypatch.setattr(Database, "write", broken)
             await asyncio.sleep(1.5)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await live()
     assert caught.group_contains(CatalogUnavailableError)
     assert not place.has_socket
 
@@ -593,7 +618,7 @@ async def test_a_download_does_not_hold_up_the_end(place: Place) -> None:
 
 
 async def _slowly(response: aiohttp.ClientResponse) -> None:
-    await asyncio.sleep(3)
+    await asyncio.sleep(2.5)
     await response.read()
 
 
@@ -702,6 +727,36 @@ def test_the_process_tells_systemd_and_ends_on_sigterm(place: Place) -> None:
             assert process.returncode == 0, errors
     assert "Traceback" not in errors
     assert not os.path.exists(place.socket)
+
+
+async def test_the_watchdog_starves_when_the_worker_hangs(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = str(place.root / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    monkeypatch.setenv("WATCHDOG_USEC", "1200000")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications:
+        notifications.bind(address)
+        notifications.setblocking(False)
+
+        def heard() -> list[str]:
+            messages = []
+            while True:
+                try:
+                    messages.append(_message(notifications))
+                except BlockingIOError:
+                    return messages
+
+        async with running(place):
+            await asyncio.sleep(0.5)
+            assert "WATCHDOG=1" in heard()
+            release = asyncio.Event()
+            monkeypatch.setattr(Worker, "_claim_some", lambda *_: release.wait())
+            await asyncio.sleep(2.3)
+            heard()
+            await asyncio.sleep(0.6)
+            assert heard() == []
+            release.set()
 
 
 def test_a_second_signal_does_not_wait(place: Place) -> None:

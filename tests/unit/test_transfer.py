@@ -231,6 +231,26 @@ async def test_a_store_that_declines_at_the_last_moment_gets_a_stream(engine: En
     assert await content(a) == DATA
 
 
+async def test_a_store_that_fails_when_asked_fails_alone(engine: Engine) -> None:
+    source, good, bad = await fill(store("source")), store("good"), store("bad")
+
+    class Fails:
+        async def offer(self, source: Source, info: ObjectInfo, options: OffloadOptions) -> OffloadOffer:
+            raise StoreIOError("bad: EIO", store="bad")
+
+        async def __call__(
+            self, source: Source, info: ObjectInfo, key: str, options: OffloadOptions
+        ) -> Offloaded:
+            raise AssertionError("it was not offered")
+
+    bad.capabilities = replace(bad.capabilities, copy_from=Fails())
+    report = await transfer(source, KEY, to(good, bad), engine=engine, digests=(), all_must_succeed=False)
+    assert [type(outcome.error) for outcome in report.outcomes] == [type(None), StoreIOError]
+    assert await content(good) == DATA
+    with pytest.raises(StoreIOError):
+        await transfer(source, KEY, to(store("other"), bad), engine=engine, digests=())
+
+
 async def test_a_read_back_finds_a_medium_that_lies(engine: Engine) -> None:
     source = await fill(store("source"))
     good, liar = store("good"), _Twisted("liar", MemoryConfig(), StoreOptions())

@@ -12,7 +12,6 @@ from control.jobs.recipes.base import (
     request_of,
     wanted_digests,
 )
-from control.jobs.report import StepReport
 from control.jobs.requests import CopyRequest
 from control.jobs.run import new_places
 from dataplane.errors import StoreError
@@ -85,17 +84,13 @@ class CopyRecipe:
         run.report.add_transfer(done)
         places = new_places(done.outcomes)
         content = run.content(image, done, services.os_hash_algo)
-        for place in places:
-            run.report.add(StepReport(step="publish", store=place.store, method="catalogue"))
 
         async def publish(tx: AsyncConnection) -> None:
             for place in places:
                 await images.add_location(tx, image.id, place)
             await images.fill_missing_content(tx, image.id, content)
 
-        await run.publish(
-            "published", checkpoint={"published": [place.store for place in places]}, work=publish
-        )
+        await run.publish("published", stores=[place.store for place in places], work=publish)
 
     def written_stores(self, job: Job) -> tuple[str, ...]:
         return tuple(request_of(job, CopyRequest).stores)

@@ -87,7 +87,7 @@ class DeleteRecipe:
             else:
                 await images.begin_location_delete(tx, image.id, places[0].row_id)
 
-        await run.publish("deleting", checkpoint={"published": [], "delete": targets}, work=hide)
+        await run.publish("deleting", stores=(), checkpoint={"delete": targets}, work=hide)
 
     async def _target(self, run: Run, place: Location) -> dict[str, Any]:
         driver = run.services.stores.deletable(place.store)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from control.jobs.recipes.base import request_of
-from control.jobs.report import StepReport
 from control.jobs.requests import ImportRequest
 from control.jobs.run import new_places
 from dataplane.transfer import Expected, VerifyMode, transfer
@@ -62,11 +61,9 @@ class ImportRecipe:
         run.report.add_transfer(done)
         places = new_places(done.outcomes)
         content = run.content(None, done, algorithm)
-        for place in places:
-            run.report.add(StepReport(step="publish", store=place.store, method="catalogue"))
         await run.publish(
             "published",
-            checkpoint={"published": [place.store for place in places]},
+            stores=[place.store for place in places],
             work=lambda tx: images.activate(tx, run.job.image_id, content, places),
         )
 

@@ -101,7 +101,6 @@ class MoveRecipe:
         (outcome,) = done.outcomes
         (place,) = new_places(done.outcomes)
         content = run.content(image, done, services.os_hash_algo)
-        run.report.add(StepReport(step="publish", store=place.store, method="catalogue"))
 
         async def publish(tx: AsyncConnection) -> None:
             await images.replace_location(tx, image.id, old.row_id, place)
@@ -109,8 +108,8 @@ class MoveRecipe:
 
         await run.publish(
             "published",
+            stores=[place.store],
             checkpoint={
-                "published": [place.store],
                 "old": {
                     "store": old.store,
                     "key": key,
