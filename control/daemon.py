@@ -325,8 +325,8 @@ async def _until_signalled(settings: Settings) -> None:
 
 
 def _quit_after(seconds: float) -> None:
-    """End the process by then, come what may: a thread in a store that hangs (NFS) can neither be cancelled nor
-    left behind, and what it was doing is put right at the next start.
+    """End the process by then, come what may: a thread in a store that hangs (NFS) can neither be cancelled
+    nor left behind, and what it was doing is put right at the next start.
     """
 
     def quit_now() -> None:

@@ -295,7 +295,7 @@ class _Transfer:
     async def _offers(
         self, destinations: Sequence[Destination]
     ) -> dict[str, OffloadOffer | OffloadDeclinedError | None]:
-        """What each store answers when asked to take the object by itself; those that fail have an outcome."""
+        """What each store says when asked to take the object by itself; those that fail get an outcome."""
         offers: dict[str, OffloadOffer | OffloadDeclinedError | None] = {}
         options = OffloadOptions(intent=self._intent)
         info: ObjectInfo | None = None
