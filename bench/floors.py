@@ -45,7 +45,12 @@ def floor_trials(cases: Sequence[str], *, source: Path, destination: Path, size_
             "destination": str(destination / "floor"),
         }
         return Trial(
-            case=case, subject=FLOOR, run=lambda: run_ours("bench.floors", arguments), size_bytes=amount
+            case=case,
+            subject=FLOOR,
+            run=lambda: run_ours("bench.floors", arguments),
+            size_bytes=amount,
+            writes_to=destination,
+            writes_bytes=amount if case == WRITE else 0,
         )
 
     return [trial(case) for case in cases]

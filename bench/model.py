@@ -36,7 +36,7 @@ class Trial:
 
     `size_bytes` is the size of what one run moves. `lanes` tells what its work is made of,
     for `limited_by`: for each thread of work the floors (their case names) that it does one after another,
-    each as many times as it is named.
+    each as many times as it is named. `writes_to` is the directory its run fills with `writes_bytes`.
     """
 
     case: str
@@ -44,6 +44,8 @@ class Trial:
     run: Callable[[], Sample]
     size_bytes: int
     lanes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    writes_to: Path | None = None
+    writes_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

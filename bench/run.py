@@ -11,6 +11,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from bench.model import FLOOR, BenchError, Row
+from bench.warmth import warm_memory
 from dataplane.store import MIB
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def run_plan(plan: Plan, runs: int, say: Callable[[str], None]) -> dict[Key, lis
     for number in range(1, runs + 1):
         for trial in plan.trials:
             say(f"round {number} of {runs}: {trial.subject}, {trial.case}")
-            samples[trial.case, trial.subject].append(trial.run())
+            with warm_memory(trial.writes_to, trial.writes_bytes):
+                samples[trial.case, trial.subject].append(trial.run())
     return samples
 
 

@@ -45,14 +45,30 @@ def prepare(place: Workplace) -> Iterator[Plan]:
             }
             run = functools.partial(_ours, source, stores[:count], place.size_bytes, agreed)
             plan.trials.append(
-                Trial(case=case(count), subject=OURS, run=run, size_bytes=place.size_bytes, lanes=lanes)
+                Trial(
+                    case=case(count),
+                    subject=OURS,
+                    run=run,
+                    size_bytes=place.size_bytes,
+                    lanes=lanes,
+                    writes_to=base,
+                    writes_bytes=count * place.size_bytes,
+                )
             )
         rival = GlanceStore()
         if (why := rival.missing()) is None:
             run = functools.partial(_rival, rival, source, stores, place.size_bytes, agreed)
             lanes = {"its one thread": tuple(rival.lanes["its one thread"]) * len(stores)}
             plan.trials.append(
-                Trial(case=case(3), subject=rival.name, run=run, size_bytes=place.size_bytes, lanes=lanes)
+                Trial(
+                    case=case(3),
+                    subject=rival.name,
+                    run=run,
+                    size_bytes=place.size_bytes,
+                    lanes=lanes,
+                    writes_to=base,
+                    writes_bytes=3 * place.size_bytes,
+                )
             )
             plan.comparisons.append(
                 Comparison(kind="speed", subject=(case(3), OURS), base=(case(3), rival.name))

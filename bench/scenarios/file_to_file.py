@@ -41,7 +41,15 @@ def prepare(place: Workplace) -> Iterator[Plan]:
                 return checked(run, destination / IMAGE, place.size_bytes, agreed, subject)
 
             plan.trials.append(
-                Trial(case=CASE, subject=subject, run=once, size_bytes=place.size_bytes, lanes=lanes)
+                Trial(
+                    case=CASE,
+                    subject=subject,
+                    run=once,
+                    size_bytes=place.size_bytes,
+                    lanes=lanes,
+                    writes_to=destination,
+                    writes_bytes=place.size_bytes,
+                )
             )
 
         trial(OURS, functools.partial(transfer_once, source, [destination]), OUR_LANES)

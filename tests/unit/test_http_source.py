@@ -280,14 +280,17 @@ async def test_a_status_means_one_error(
     [
         ("7", 7, 7),
         ("0", 0, 0),
-        (formatdate(time.time() + 30, usegmt=True), 20, 31),
-        (formatdate(time.time() - 30, usegmt=True), 0, 0),
+        ("in 30 s", 20, 31),
+        ("30 s ago", 0, 0),
         ("999999999999", 86400, 86400),
     ],
 )
 async def test_retry_after_reaches_the_caller(
     server: HttpServer, value: str, low: float, high: float
 ) -> None:
+    dates = {"in 30 s": time.time() + 30, "30 s ago": time.time() - 30}
+    if value in dates:
+        value = formatdate(dates[value], usegmt=True)
     key = server.serve("/image", Page(status=503, headers={"Retry-After": value}))
     async with source_for(server) as source:
         error = await failure(source, key)
@@ -298,6 +301,9 @@ async def test_retry_after_reaches_the_caller(
 
 @pytest.mark.parametrize("value", ["", "soon", "-5", "1e3", "99999999999999999999 99"])
 async def test_a_retry_after_without_sense_is_ignored(server: HttpServer, value: str) -> None:
+    dates = {"in 30 s": time.time() + 30, "30 s ago": time.time() - 30}
+    if value in dates:
+        value = formatdate(dates[value], usegmt=True)
     key = server.serve("/image", Page(status=503, headers={"Retry-After": value}))
     async with source_for(server) as source:
         error = await failure(source, key)
