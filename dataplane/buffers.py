@@ -56,7 +56,7 @@ class BufferPool:
         once.
         """
         if self._free and not self._waiters:
-            return self._free.popleft()
+            return self._free.pop()  # The one that came back last: the caches still know it.
         waiter: asyncio.Future[memoryview] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
