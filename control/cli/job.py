@@ -11,7 +11,7 @@ from control.cli.options import Session, wait_option, with_session
 from control.cli.output import Column
 from control.cli.paging import fetch, paging_options, say_if_more
 from control.cli.report import print_report
-from control.cli.waiting import PATIENCE_S, conclude, wait_for
+from control.cli.waiting import PATIENCE_S, conclude, progress_parts, wait_for
 
 _STATES = ["queued", "running", "succeeded", "failed", "cancelled", "ignored", "quarantined"]
 _KINDS = ["import", "copy", "move", "verify", "hash", "delete"]
@@ -90,6 +90,7 @@ def show_job(session: Session, *, job_id: str) -> None:
             ("kind", found.get("kind")),
             ("state", found.get("state")),
             ("phase", found.get("phase")),
+            ("progress", ", ".join(progress_parts(found))),
             ("image", found.get("image_id")),
             ("attempt", found.get("attempt")),
             ("rate limit", found.get("rate_limit")),

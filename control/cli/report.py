@@ -42,11 +42,13 @@ def print_report(job: Json) -> None:
 
 def _print_totals(report: Json) -> None:
     through = report.get("bytes_through")
+    moved_image = any(step.get("step") != "delete" for step in report.get("steps") or [])
+    size = report.get("size_bytes") if moved_image else None
     fields: list[tuple[str, object]] = [
-        ("size", output.exact_size_text(report.get("size_bytes"))),
+        ("size", output.exact_size_text(size)),
         *(report.get("digests") or {}).items(),
-        ("read", output.exact_size_text(report.get("bytes_read"))),
-        ("through the daemon", output.exact_size_text(through)),
+        ("read", output.exact_size_text(report.get("bytes_read")) if moved_image else None),
+        ("through the daemon", output.exact_size_text(through) if moved_image else None),
         ("speed", output.rate_text(report.get("bytes_per_s")) if report.get("bytes_per_s") else None),
     ]
     output.print_fields(fields, indent="  ")

@@ -130,7 +130,12 @@ def open_display(*, quiet: bool) -> Display:
 
 def progress_line(job: Json) -> str:
     """`import 3f…: copying, 1.2 GiB of 2.0 GiB (60 %), 310.0 MiB/s, 3.1 s left`."""
-    parts = [_doing(job)]
+    return f"{job.get('kind')} {job.get('id')}: {', '.join([_doing(job), *progress_parts(job)])}"
+
+
+def progress_parts(job: Json) -> list[str]:
+    """Bytes done, speed and time left of a job under way, as far as they are known."""
+    parts: list[str] = []
     moving = job.get("progress")
     if moving and job.get("state") not in FINAL_STATES:
         size, done = moving.get("size_bytes"), moving.get("bytes_done") or 0
@@ -140,7 +145,7 @@ def progress_line(job: Json) -> str:
             parts.append(output.rate_text(moving["rate_bytes_per_s"]))
         if moving.get("eta_s") is not None:
             parts.append(f"{output.seconds_text(moving['eta_s'])} left")
-    return f"{job.get('kind')} {job.get('id')}: {', '.join(parts)}"
+    return parts
 
 
 def _amount(size_bytes: int | None, done_bytes: int) -> str:
