@@ -143,7 +143,7 @@ class _Daemon:
                 pool=pool,
                 hashing=hashing,
                 # No transfer can take the chunks that another one waits for.
-                window_chunks=max(1, min(8, pool.chunk_count // node.max_transfers)),
+                window_chunks=max(1, min(4, pool.chunk_count // node.max_transfers)),
             ),
             limits=Limits(
                 node=node.rate_limit, stores={store.id: store.options.rate_limit for store in stores}

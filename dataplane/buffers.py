@@ -15,8 +15,8 @@ from contextlib import suppress
 
 from dataplane.store import MIB
 
-DEFAULT_CHUNK_BYTES = MIB
-"""Hops below 256 KiB cost half again the CPU, above 1 MiB nothing is won (docs/performance.md)."""
+DEFAULT_CHUNK_BYTES = 2 * MIB
+"""What a chunk costs is its hops to threads and back; above 2 MiB nothing is won (docs/decisions/0012)."""
 
 
 class BufferPool:
