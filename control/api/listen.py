@@ -82,7 +82,7 @@ def _refuse_living(path: str) -> None:
 
 def _give_to(path: str, group: int) -> None:
     if os.stat(path).st_gid == group:
-        return  # Under systemd it is made with the service's group; chown is not among the calls the unit allows.
+        return  # As under systemd, where the unit's filter allows no chown.
     try:
         os.chown(path, -1, group)
     except PermissionError:
