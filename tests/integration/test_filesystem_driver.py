@@ -303,9 +303,9 @@ async def test_an_unreadable_file_is_denied(unprivileged_place: Path) -> None:
     path = unprivileged_place / KEY
     path.write_bytes(b"secret")
     path.chmod(0)
-    mode = unprivileged_place.stat().st_mode & 0o777
+    mode = os.stat(unprivileged_place).st_mode & 0o777
     async with file_store(unprivileged_place) as store, local_files(unprivileged_place) as local:
-        unprivileged_place.chmod(0o555)
+        os.chmod(unprivileged_place, 0o555)
         with without_privileges():
             for source, key in ((store, KEY), (local, str(path))):
                 with pytest.raises(AccessDeniedError):
@@ -315,7 +315,7 @@ async def test_an_unreadable_file_is_denied(unprivileged_place: Path) -> None:
                 await store.probe()
             with pytest.raises(AccessDeniedError):
                 await write_image(store, "other", image(10))
-    unprivileged_place.chmod(mode)
+    os.chmod(unprivileged_place, mode)
 
 
 # A source that changes
