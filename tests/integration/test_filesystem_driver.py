@@ -305,7 +305,7 @@ async def test_an_unreadable_file_is_denied(unprivileged_place: Path) -> None:
     path.chmod(0)
     mode = os.stat(unprivileged_place).st_mode & 0o777
     async with file_store(unprivileged_place) as store, local_files(unprivileged_place) as local:
-        os.chmod(unprivileged_place, 0o555)
+        os.chmod(unprivileged_place, mode & ~0o222)
         with without_privileges():
             for source, key in ((store, KEY), (local, str(path))):
                 with pytest.raises(AccessDeniedError):
