@@ -50,17 +50,19 @@ def format_rate(rate_bytes_per_s: int | None) -> str:
 class TokenBucket:
     """Lets `rate_bytes_per_s` bytes pass, in the order in which they were asked for; None is no limit.
 
-    Shared state: the balance in bytes (negative while takers wait for what they were promised) and the time
-    it was computed. Only plain code on the event loop touches it. A taker larger than the burst is let
-    through in debt, and those after it wait: the long-run rate holds for any chunk size.
+    Bytes are paid for before they pass, so that the limit also holds for an image that is one chunk.
+
+    Shared state, in bytes since the beginning: what was asked for, and what has been earned (never more than
+    a burst ahead). Whoever asked waits until as much is earned as had been asked for with his own bytes. Only
+    plain code on the event loop touches it.
     """
 
     def __init__(self, rate_bytes_per_s: int | None = None) -> None:
         self._rate = rate_bytes_per_s
-        self._balance = 0.0
+        self._asked = 0
+        self._earned = 0.0
         self._at: float | None = None
         self._changed = asyncio.Event()
-        self._turn = asyncio.Lock()
 
     @property
     def rate_bytes_per_s(self) -> int | None:
@@ -68,43 +70,63 @@ class TokenBucket:
 
     def set_rate(self, rate_bytes_per_s: int | None) -> None:
         """Change the limit; takers that wait now are re-timed at once."""
-        self._refill()
+        self._earn()
         self._rate = rate_bytes_per_s
-        self._balance = min(self._balance, 0.0)
-        self._changed.set()
+        self._earn()
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def take(self, size_bytes: int) -> None:
         """Return when `size_bytes` may pass. Cancelled while waiting, it has taken nothing."""
-        if self._rate is None and not self._turn.locked():
-            return
-        async with self._turn:
-            while (wait_s := self._wait_s()) > 0:
-                self._changed.clear()
-                try:
-                    async with asyncio.timeout(wait_s):
-                        await self._changed.wait()
-                except TimeoutError:
-                    continue
-            if self._rate is not None:
-                self._balance -= size_bytes
+        await take_from_all((self,), size_bytes)
 
-    def _wait_s(self) -> float:
-        self._refill()
+    def ask(self, size_bytes: int) -> int:
+        """Ask for bytes; `wait` with the result before they pass, or `give_back` what does not pass."""
+        self._earn()
+        self._asked += size_bytes
+        return self._asked
+
+    async def wait(self, asked: int) -> None:
+        """Return when everything up to that request is earned."""
+        while (wait_s := self._wait_s(asked)) > 0:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    def give_back(self, size_bytes: int) -> None:
+        """Those who asked later get them."""
+        self._earned += size_bytes
+
+    def _wait_s(self, asked: int) -> float:
+        self._earn()
         if self._rate is None:
             return 0.0
-        wait_s = -self._balance / self._rate
-        return wait_s if wait_s > _CLOCK_S else 0.0  # The rest of the debt is carried on.
+        wait_s = (asked - self._earned) / self._rate
+        return wait_s if wait_s > _CLOCK_S else 0.0
 
-    def _refill(self) -> None:
+    def _earn(self) -> None:
         now = asyncio.get_running_loop().time()
-        if self._at is not None and self._rate is not None:
-            self._balance = min(self._balance + (now - self._at) * self._rate, self._rate * BURST_S)
-        elif self._rate is None:
-            self._balance = 0.0
+        if self._rate is None:
+            self._earned = self._asked
+        elif self._at is not None:
+            burst = self._rate * BURST_S
+            self._earned = min(self._earned + (now - self._at) * self._rate, self._asked + burst)
         self._at = now
 
 
 async def take_from_all(buckets: Iterable[TokenBucket], size_bytes: int) -> None:
-    """Pass every bucket in turn; the slowest decides."""
-    for bucket in buckets:
-        await bucket.take(size_bytes)
+    """Pass every bucket; the slowest decides. All are asked at once, so that they earn at the same time.
+
+    Cancelled while waiting, nothing was taken from any.
+    """
+    limited = [bucket for bucket in buckets if bucket.rate_bytes_per_s is not None]
+    asked = [(bucket, bucket.ask(size_bytes)) for bucket in limited]
+    try:
+        for bucket, upto in asked:
+            await bucket.wait(upto)
+    except asyncio.CancelledError:
+        for bucket in limited:
+            bucket.give_back(size_bytes)
+        raise

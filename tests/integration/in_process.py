@@ -93,6 +93,7 @@ class Place:
                 **{
                     "event_loop": "asyncio",
                     "buffer_budget_bytes": 16 * MIB,
+                    "chunk_bytes": 256 * 1024,
                     "max_transfers": 4,
                     "drain_timeout_s": 2.0,
                     **self.node,

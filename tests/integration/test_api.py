@@ -295,7 +295,7 @@ async def test_events_of_a_finished_job_are_one(daemon: Daemon) -> None:
 
 
 async def test_the_rate_of_a_running_job_is_changed(daemon: Daemon) -> None:
-    job = await daemon.submit(**importing(daemon, "one", rate_limit="64K"))
+    job = await daemon.submit(**importing(daemon, "one", rate_limit="256K"))
     await daemon.until(job, "running")
     path = f"/v1/jobs/{job['id']}"
     assert (await problem(daemon, "PATCH", path, {"rate_limit": "warp"}))["code"] == "invalid_request"
@@ -307,7 +307,7 @@ async def test_the_rate_of_a_running_job_is_changed(daemon: Daemon) -> None:
 
 
 async def test_cancelling_a_running_import_leaves_nothing(daemon: Daemon) -> None:
-    job = await daemon.submit(**importing(daemon, "one", "two", rate_limit="64K"))
+    job = await daemon.submit(**importing(daemon, "one", "two", rate_limit="256K"))
     await daemon.until(job, "running")
     await daemon.moving(job)
     reply = await daemon.call("POST", f"/v1/jobs/{job['id']}/cancel")
@@ -321,7 +321,7 @@ async def test_cancelling_a_running_import_leaves_nothing(daemon: Daemon) -> Non
 
 
 async def test_cancelling_a_queued_job_ends_it_at_once(daemon: Daemon) -> None:
-    slow = [await daemon.submit(**importing(daemon, "one", rate_limit="64K")) for _ in range(4)]
+    slow = [await daemon.submit(**importing(daemon, "one", rate_limit="256K")) for _ in range(4)]
     waiting = await daemon.submit(**importing(daemon, "one"))
     reply = await daemon.call("POST", f"/v1/jobs/{waiting['id']}/cancel")
     assert reply.json["state"] == "cancelled"

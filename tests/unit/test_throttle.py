@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from dataplane.throttle import TokenBucket, format_rate, parse_rate, take_from_all
+from dataplane.throttle import BURST_S, TokenBucket, format_rate, parse_rate, take_from_all
 
 MIB = 1024 * 1024
 
@@ -68,11 +68,25 @@ async def test_without_a_limit_nobody_waits(clock: _Clock) -> None:
     assert clock.now == 1000.0
 
 
-async def test_the_long_run_rate_holds_for_chunks_larger_than_the_burst(clock: _Clock) -> None:
+async def test_the_rate_holds_for_chunks_larger_than_the_burst(clock: _Clock) -> None:
     bucket = TokenBucket(MIB)
-    for _ in range(11):
+    for _ in range(10):
         await bucket.take(MIB)
-    assert clock.now - 1000.0 == pytest.approx(10, abs=0.5)
+    assert clock.now - 1000.0 == pytest.approx(10, abs=0.1)
+
+
+async def test_the_first_chunk_is_paid_for_like_any_other(clock: _Clock) -> None:
+    await TokenBucket(MIB).take(4 * MIB)
+    assert clock.now - 1000.0 == pytest.approx(4, abs=0.1)
+
+
+async def test_what_is_saved_up_while_idle_is_a_burst_and_no_more(clock: _Clock) -> None:
+    bucket = TokenBucket(MIB)
+    await bucket.take(1)
+    clock.now += 3600
+    began = clock.now
+    await bucket.take(2 * MIB)
+    assert clock.now - began == pytest.approx(2 - BURST_S, abs=0.1)
 
 
 async def test_takers_share_one_rate_in_the_order_they_came(clock: _Clock) -> None:
@@ -87,13 +101,12 @@ async def test_takers_share_one_rate_in_the_order_they_came(clock: _Clock) -> No
         for number in range(5):
             group.create_task(take(number))
     assert order == [0, 1, 2, 3, 4]
-    assert clock.now - 1000.0 == pytest.approx(4, abs=0.5)
+    assert clock.now - 1000.0 == pytest.approx(5, abs=0.1)
 
 
 async def test_a_new_limit_reaches_those_who_wait_already(clock: _Clock) -> None:
     bucket = TokenBucket(1)
-    await bucket.take(MIB)  # In debt for twelve days.
-    waiting = asyncio.create_task(bucket.take(1))
+    waiting = asyncio.create_task(bucket.take(MIB))  # For twelve days.
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     bucket.set_rate(None)
@@ -103,8 +116,7 @@ async def test_a_new_limit_reaches_those_who_wait_already(clock: _Clock) -> None
 
 async def test_a_faster_limit_shortens_the_wait(clock: _Clock) -> None:
     bucket = TokenBucket(1024)
-    await bucket.take(MIB)
-    waiting = asyncio.create_task(bucket.take(1))
+    waiting = asyncio.create_task(bucket.take(MIB))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     bucket.set_rate(MIB)
@@ -113,14 +125,13 @@ async def test_a_faster_limit_shortens_the_wait(clock: _Clock) -> None:
 
 
 async def test_a_cancelled_taker_has_taken_nothing(clock: _Clock) -> None:
-    bucket = TokenBucket(MIB)
-    await bucket.take(MIB)
-    waiting = asyncio.create_task(bucket.take(100 * MIB))
+    buckets = [TokenBucket(MIB), TokenBucket(2 * MIB)]
+    waiting = asyncio.create_task(take_from_all(buckets, 100 * MIB))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    await bucket.take(1)
+    await take_from_all(buckets, MIB)
     assert clock.now - 1000.0 == pytest.approx(1, abs=0.1)
 
 
@@ -128,4 +139,11 @@ async def test_the_slowest_of_several_buckets_decides(clock: _Clock) -> None:
     buckets = [TokenBucket(100 * MIB), TokenBucket(MIB), TokenBucket(None)]
     for _ in range(3):
         await take_from_all(buckets, MIB)
-    assert clock.now - 1000.0 == pytest.approx(2, abs=0.3)
+    assert clock.now - 1000.0 == pytest.approx(3, abs=0.1)
+
+
+async def test_equal_buckets_in_a_row_do_not_add_up(clock: _Clock) -> None:
+    buckets = [TokenBucket(MIB), TokenBucket(MIB), TokenBucket(MIB)]
+    for _ in range(5):
+        await take_from_all(buckets, 2 * MIB)
+    assert clock.now - 1000.0 == pytest.approx(10, abs=0.1)
