@@ -139,12 +139,7 @@ class _Daemon:
             queue=JobQueue(),
             stores=Stores(stores),
             health=health,
-            engine=Engine(
-                pool=pool,
-                hashing=hashing,
-                # No transfer can take the chunks that another one waits for.
-                window_chunks=max(1, min(4, pool.chunk_count // node.max_transfers)),
-            ),
+            engine=Engine(pool=pool, hashing=hashing),
             limits=Limits(
                 node=node.rate_limit, stores={store.id: store.options.rate_limit for store in stores}
             ),

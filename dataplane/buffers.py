@@ -11,9 +11,13 @@ import asyncio
 import mmap
 import os
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from dataplane.store import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DEFAULT_CHUNK_BYTES = 2 * MIB
 """What a chunk costs is its hops to threads and back; above 2 MiB nothing is won (docs/decisions/0012)."""
@@ -37,6 +41,7 @@ class BufferPool:
             raise ValueError(f"a budget of {budget_bytes} bytes does not hold one chunk of {chunk_bytes}")
         self.chunk_bytes = chunk_bytes
         self.chunk_count = count
+        self._users = 0
         self.fd = os.memfd_create("glissade-chunks", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, count * chunk_bytes)
         whole = memoryview(mmap.mmap(self.fd, count * chunk_bytes))
@@ -50,6 +55,20 @@ class BufferPool:
     @property
     def free_chunks(self) -> int:
         return len(self._free)
+
+    @contextmanager
+    def user(self) -> Iterator[None]:
+        """One more stream shares the pool while the context lasts."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+
+    @property
+    def share(self) -> int:
+        """How many chunks each user may hold so that none takes what another one waits for; at least one."""
+        return max(1, self.chunk_count // max(1, self._users))
 
     async def acquire(self) -> memoryview:
         """Wait for a free chunk and take it. Cancelled, it has taken none. Pass it to `release` exactly

@@ -2,8 +2,8 @@
 
 The reader takes a chunk from the pool, fills it and hands it to every consumer at once; when the last of
 them lets go, the chunk returns to the pool. Each consumer works in a task of its own and in order, so the
-slowest one sets the pace and nobody waits for a sum of the others. A consumer holds at most `window_chunks`
-chunks back: a slow transfer cannot empty the pool for the rest.
+slowest one sets the pace and nobody waits for a sum of the others. A pump holds at most `window_chunks`
+chunks, and never more than its share of the pool: a slow transfer cannot empty it for the rest.
 """
 
 from __future__ import annotations
@@ -100,12 +100,13 @@ async def pump(
             await writer.sink.abandon(error)
 
     try:
-        async with asyncio.TaskGroup() as group:
-            for index, writer in enumerate(writers):
-                group.create_task(write(index, writer))
-            for lane in lanes[len(writers) :]:
-                group.create_task(lane.work())
-            size_bytes = await _feed(reader, run, lanes, taps, max_bytes)
+        with pool.user():
+            async with asyncio.TaskGroup() as group:
+                for index, writer in enumerate(writers):
+                    group.create_task(write(index, writer))
+                for lane in lanes[len(writers) :]:
+                    group.create_task(lane.work())
+                size_bytes = await _feed(reader, run, lanes, taps, max_bytes)
     except BaseExceptionGroup as errors:
         raise lone_error(errors)  # noqa: B904 - its own cause must stay; the group is its context
     finally:
@@ -173,19 +174,32 @@ class _Piece:
 
 
 class _Run:
-    """What the tasks of one pump share: the window and the way back to the pool. Touched only on the event
-    loop.
-    """
+    """What the tasks of one pump share: its window on the pool, and the way back. Used on the loop only."""
 
     def __init__(self, pool: BufferPool, window_chunks: int, progress: Progress) -> None:
         self.pool = pool
-        self.window = asyncio.Semaphore(window_chunks)
+        self._most = window_chunks
+        self._held = 0
+        self._came_back = asyncio.Event()
         self._progress = progress
 
+    async def enter(self) -> None:
+        """Wait until this pump may hold one more chunk: within its window and its share of the pool."""
+        while self._held >= min(self._most, self.pool.share):
+            self._came_back.clear()
+            await self._came_back.wait()
+        self._held += 1
+
+    def leave(self) -> None:
+        """One chunk less."""
+        self._held -= 1
+        self._came_back.set()
+
     def give_back(self, piece: _Piece) -> None:
+        """The last consumer is done with it."""
         if piece.buffer is not None:
             self.pool.release(piece.buffer)
-        self.window.release()
+        self.leave()
         self._progress.add(len(piece.data))
 
 
@@ -238,13 +252,13 @@ class _Reader:
 
     async def next_piece(self) -> _Piece | None:
         """The next piece, or None at the end. On error and cancellation nothing is held."""
-        await self._run.window.acquire()
+        await self._run.enter()
         piece: _Piece | None = None
         try:
             piece = self._pending_hole() or await self._fill()
         finally:
             if piece is None:
-                self._run.window.release()
+                self._run.leave()
         return piece
 
     def _pending_hole(self) -> _Piece | None:
