@@ -255,9 +255,10 @@ static PyObject *advance(PyObject *module, PyObject *args)
         struct hash_state *hashes[MOST_STREAMS];
         const uint8_t *data[MOST_STREAMS];
         struct plan plan = plans[family_of(held[0])];
-        if (kernel != NULL && kernel->family != family_of(held[0]))
+        if (kernel != NULL && kernel->family != family_of(held[0])) {
+            PyErr_SetString(PyExc_ValueError, "a kernel of another family");
             size = 0;
-        else if (kernel != NULL) {
+        } else if (kernel != NULL) {
             plan.count = 1;
             plan.choices[0].kernel = kernel;
             plan.choices[0].cost = 1;
@@ -279,7 +280,7 @@ static PyObject *advance(PyObject *module, PyObject *args)
         PyBuffer_Release(&buffers[i]);
         Py_DECREF(held[i]);
     }
-    return PyLong_FromSize_t(count > 0 ? size : 0);
+    return PyErr_Occurred() ? NULL : PyLong_FromSize_t(count > 0 ? size : 0);
 }
 
 /* ---- the kernels --------------------------------------------------------------------------------------- */
