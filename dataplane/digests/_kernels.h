@@ -39,6 +39,10 @@ int has_avx2(void);
 int has_avx512(void);
 int has_sha(void);
 #define DECLARE(name) void name(void *const chains[], const uint8_t *const data[], size_t blocks)
+DECLARE(md5_x1_bmi2);
+DECLARE(md5_x2_bmi2);
+DECLARE(md5_x3_bmi2);
+DECLARE(md5_x4_bmi2);
 DECLARE(md5_x8_avx2);
 DECLARE(md5_x1_avx512);
 DECLARE(md5_x8_avx512);
@@ -56,6 +60,9 @@ DECLARE(sha512_x8_avx512);
 #endif
 
 void md5_x1_plain(void *const chains[], const uint8_t *const data[], size_t blocks);
+void md5_x2_plain(void *const chains[], const uint8_t *const data[], size_t blocks);
+void md5_x3_plain(void *const chains[], const uint8_t *const data[], size_t blocks);
+void md5_x4_plain(void *const chains[], const uint8_t *const data[], size_t blocks);
 void sha256_x1_plain(void *const chains[], const uint8_t *const data[], size_t blocks);
 void sha512_x1_plain(void *const chains[], const uint8_t *const data[], size_t blocks);
 

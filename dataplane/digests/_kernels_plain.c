@@ -1,21 +1,27 @@
-/* One stream at a time in portable C: what every machine can run. */
+/* Portable C: what every machine can run. */
 #include "_constants.h"
 #include "_kernels.h"
 #include "_scalar.h"
 
 #define NAME md5_x1_plain
 #define TARGET
-#define LANES 1
-#define V uint32_t
-#define ADD WORD_ADD
-#define ROL WORD_ROL
-#define SET WORD_SET
-#define ADD_F WORD_ADD_F
-#define ADD_G WORD_ADD_G
-#define ADD_H WORD_ADD_H
-#define ADD_I WORD_ADD_I
-#define LOAD LOAD_MD5
-#include "_md5.h"
+#define STREAMS 1
+#include "_md5_scalar.h"
+
+#define NAME md5_x2_plain
+#define TARGET
+#define STREAMS 2
+#include "_md5_scalar.h"
+
+#define NAME md5_x3_plain
+#define TARGET
+#define STREAMS 3
+#include "_md5_scalar.h"
+
+#define NAME md5_x4_plain
+#define TARGET
+#define STREAMS 4
+#include "_md5_scalar.h"
 
 #define NAME sha256_x1_plain
 #define TARGET
@@ -57,6 +63,13 @@ static int always(void) { return 1; }
 
 const struct kernel KERNELS[] = {
     {MD5, 1, PLAIN, "md5 x1 plain", md5_x1_plain, always},
+    {MD5, 2, PLAIN, "md5 x2 plain", md5_x2_plain, always},
+    {MD5, 3, PLAIN, "md5 x3 plain", md5_x3_plain, always},
+    {MD5, 4, PLAIN, "md5 x4 plain", md5_x4_plain, always},
+    ON_X86(MD5, 1, AVX2, "md5 x1 bmi2", md5_x1_bmi2, has_bmi2)
+    ON_X86(MD5, 2, AVX2, "md5 x2 bmi2", md5_x2_bmi2, has_bmi2)
+    ON_X86(MD5, 3, AVX2, "md5 x3 bmi2", md5_x3_bmi2, has_bmi2)
+    ON_X86(MD5, 4, AVX2, "md5 x4 bmi2", md5_x4_bmi2, has_bmi2)
     ON_X86(MD5, 1, AVX512, "md5 x1 avx512", md5_x1_avx512, has_avx512)
     ON_X86(MD5, 8, AVX2, "md5 x8 avx2", md5_x8_avx2, has_avx2)
     ON_X86(MD5, 8, AVX512, "md5 x8 avx512", md5_x8_avx512, has_avx512)

@@ -333,6 +333,28 @@ T_AVX512 INLINE void md5_row_1(__m128i m[16], const uint8_t *const data[], size_
 #define LOAD sha512_rows_4
 #include "_sha2.h"
 
+/* ---- a few streams of md5: BMI has the and-not that its functions need ------------------------------------ */
+
+#define NAME md5_x1_bmi2
+#define TARGET T_BMI2
+#define STREAMS 1
+#include "_md5_scalar.h"
+
+#define NAME md5_x2_bmi2
+#define TARGET T_BMI2
+#define STREAMS 2
+#include "_md5_scalar.h"
+
+#define NAME md5_x3_bmi2
+#define TARGET T_BMI2
+#define STREAMS 3
+#include "_md5_scalar.h"
+
+#define NAME md5_x4_bmi2
+#define TARGET T_BMI2
+#define STREAMS 4
+#include "_md5_scalar.h"
+
 /* ---- one stream of sha512 and sha256 ---------------------------------------------------------------------- */
 
 #define NAME sha512_x1_bmi2

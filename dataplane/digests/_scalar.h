@@ -48,7 +48,6 @@ static inline uint64_t read64(const uint8_t *from)
 #define LOAD_WORDS(m, data, at, READ, ORDER, SIZE)                                                                 \
     for (int i = 0; i < 16; i++)                                                                                   \
         m[i] = ORDER(READ((data)[0] + (at) + (SIZE) * i))
-#define LOAD_MD5(m, data, at) LOAD_WORDS(m, data, at, read32, LITTLE32, 4)
 #define LOAD_SHA256(m, data, at) LOAD_WORDS(m, data, at, read32, BIG32, 4)
 #define LOAD_SHA512(m, data, at) LOAD_WORDS(m, data, at, read64, BIG64, 8)
 
