@@ -227,6 +227,10 @@ class HashThreads:
                 jobs = [line.jobs.popleft() for _ in range(min(line.lanes, len(line.jobs)))]
                 for job in jobs:
                     job.is_running = True
+                # What this thread does not do now may be somebody else's to do.
+                for key, other in self._lines.items():
+                    if other.jobs:
+                        self._wake_for(key, other)
                 return jobs
             if self._is_closing:
                 return []
@@ -243,7 +247,9 @@ class HashThreads:
                 done.append(job)
             else:
                 job.ticket = next(self._tickets)
-                self._lines[job.key].jobs.append(job)
+                line = self._lines[job.key]
+                line.jobs.append(job)
+                self._wake_for(job.key, line)  # A thread that only helped may not go on with it.
         return done
 
     def _work(self, worker: _Worker) -> None:
