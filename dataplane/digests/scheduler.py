@@ -157,7 +157,7 @@ class HashThreads:
             line.jobs.append(job)
             self._wake_for(job.key, line)
         try:
-            await asyncio.shield(job.future)
+            await job.future
         except asyncio.CancelledError:
             await self._let_go(job)
             raise
@@ -179,6 +179,8 @@ class HashThreads:
                 with suppress(ValueError):  # It is done, and the news is on the way.
                     self._lines[job.key].jobs.remove(job)
                 return
+        # The cancellation took the future with it; `_finish` sets this one, on this event loop.
+        job.future = job.loop.create_future()
         while not job.future.done():
             try:
                 await asyncio.wait([job.future])
