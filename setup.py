@@ -15,7 +15,16 @@ setup(
             ],
             depends=[
                 f"{FOLDER}/{name}.h"
-                for name in ("_constants", "_kernels", "_md5", "_md5_scalar", "_scalar", "_sha2", "_states")
+                for name in (
+                    "_constants",
+                    "_kernels",
+                    "_md5",
+                    "_md5_scalar",
+                    "_md5_sha512",
+                    "_scalar",
+                    "_sha2",
+                    "_states",
+                )
             ],
             # Reassociation lengthens the chains of additions: md5 in 16 lanes is 1.4 times as slow with it.
             # Vectors are written out where they pay; streams side by side in general registers stay there.

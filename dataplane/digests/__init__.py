@@ -68,12 +68,21 @@ def _plain(algorithm: str) -> PlainHash:
 class Digest:
     """One algorithm over one stream; belongs to one task."""
 
-    def __init__(self, algorithm: str, threads: HashThreads, *, saved_state: bytes | None = None) -> None:
-        """`saved_state` is what `export` gave: the digest goes on from there. Raises `DigestStateError` when
-        it is damaged, of another algorithm, or cannot be used because hashlib computes this one here.
+    def __init__(
+        self,
+        algorithm: str,
+        threads: HashThreads,
+        *,
+        stream: object | None = None,
+        saved_state: bytes | None = None,
+    ) -> None:
+        """`stream` is the same for all digests of one stream, see `HashThreads.update`. `saved_state` is what
+        `export` gave: the digest goes on from there. Raises `DigestStateError` when it is damaged, of another
+        algorithm, or cannot be used because hashlib computes this one here.
         """
         self.algorithm = algorithm
         self._threads = threads
+        self._stream = stream
         self._lane_state: State | None = None
         self._plain: PlainHash | None = None
         if kernels.load().lanes(algorithm):
@@ -90,7 +99,7 @@ class Digest:
 
     async def update(self, pieces: Sequence[memoryview]) -> None:
         """Append the pieces; see `HashThreads.update`."""
-        await self._threads.update(self.algorithm, self._state, pieces)
+        await self._threads.update(self.algorithm, self._state, pieces, stream=self._stream)
 
     def hexdigest(self) -> str:
         """Of all bytes so far; more may follow. No update may be under way."""
@@ -136,7 +145,9 @@ class DigestSet:
         states = saved_states or {}
         if states and (missing := [name for name in names if name not in states]):
             raise DigestStateError(f"There is no saved state of {', '.join(missing)}.")
-        self.members = tuple(Digest(name, threads, saved_state=states.get(name)) for name in names)
+        self.members = tuple(
+            Digest(name, threads, stream=self, saved_state=states.get(name)) for name in names
+        )
 
     @classmethod
     def restore(cls, saved_states: Mapping[str, bytes], threads: HashThreads) -> Self:

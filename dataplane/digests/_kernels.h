@@ -30,6 +30,12 @@ struct kernel {
 extern const struct kernel KERNELS[];
 extern const size_t KERNEL_COUNT;
 
+/* The kernel that does md5 and sha512 of 8 streams together, where the CPU can run one; else NULL. */
+#define BOTH_LANES 8
+typedef void (*both_fn)(void *const md5_chains[], void *const sha512_chains[], const uint8_t *const data[],
+                        size_t blocks);
+both_fn both_kernel(void);
+
 static inline size_t block_bytes(enum family family) { return family == SHA512 ? 128 : 64; }
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
@@ -57,6 +63,9 @@ DECLARE(sha512_x4_avx2);
 DECLARE(sha512_x4_avx512);
 DECLARE(sha512_x8_avx512);
 #undef DECLARE
+/* md5 and sha512 of the same bytes; `blocks` of 128 bytes. */
+void md5_sha512_x8_avx512(void *const md5_chains[], void *const sha512_chains[], const uint8_t *const data[],
+                          size_t blocks);
 #endif
 
 void md5_x1_plain(void *const chains[], const uint8_t *const data[], size_t blocks);

@@ -87,3 +87,12 @@ const struct kernel KERNELS[] = {
     ON_X86(SHA512, 8, AVX512, "sha512 x8 avx512", sha512_x8_avx512, has_avx512)
 };
 const size_t KERNEL_COUNT = sizeof KERNELS / sizeof KERNELS[0];
+
+both_fn both_kernel(void)
+{
+#ifdef GLISSADE_X86
+    if (has_avx512())
+        return md5_sha512_x8_avx512;
+#endif
+    return NULL;
+}

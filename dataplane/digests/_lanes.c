@@ -235,6 +235,15 @@ static Py_ssize_t hold_all(PyObject *states, PyObject *views, State *held[], Py_
     return -1;
 }
 
+static void let_go(State *held[], Py_buffer buffers[], Py_ssize_t count)
+{
+    for (Py_ssize_t i = 0; i < count; i++) {
+        held[i]->busy = 0;
+        PyBuffer_Release(&buffers[i]);
+        Py_DECREF(held[i]);
+    }
+}
+
 static PyObject *advance(PyObject *module, PyObject *args)
 {
     PyObject *states, *views;
@@ -275,12 +284,47 @@ static PyObject *advance(PyObject *module, PyObject *args)
             Py_END_ALLOW_THREADS
         }
     }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        held[i]->busy = 0;
-        PyBuffer_Release(&buffers[i]);
-        Py_DECREF(held[i]);
-    }
+    let_go(held, buffers, count);
     return PyErr_Occurred() ? NULL : PyLong_FromSize_t(count > 0 ? size : 0);
+}
+
+static PyObject *advance_both(PyObject *module, PyObject *args)
+{
+    PyObject *md5, *sha512, *views;
+    Py_ssize_t most;
+    State *held[2][MOST_STREAMS];
+    Py_buffer buffers[2][MOST_STREAMS];
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O!O!O!n", &PyList_Type, &md5, &PyList_Type, &sha512, &PyList_Type, &views, &most))
+        return NULL;
+    const Py_ssize_t count = hold_all(md5, views, held[0], buffers[0]);
+    if (count < 0)
+        return NULL;
+    if (hold_all(sha512, views, held[1], buffers[1]) < 0) {
+        let_go(held[0], buffers[0], count);
+        return NULL;
+    }
+    size_t size = most < 0 || count == 0 ? 0 : (size_t)most;
+    if (count > 0 && (family_of(held[0][0]) != MD5 || family_of(held[1][0]) != SHA512)) {
+        PyErr_SetString(PyExc_ValueError, "states of md5 and of sha512 are needed");
+    } else if (count > 0) {
+        struct hash_state *hashes[2][MOST_STREAMS];
+        const uint8_t *data[MOST_STREAMS];
+        const struct plan md5_plan = plans[MD5], sha512_plan = plans[SHA512];
+        for (Py_ssize_t i = 0; i < count; i++) {
+            hashes[0][i] = &held[0][i]->hash;
+            hashes[1][i] = &held[1][i]->hash;
+            data[i] = buffers[0][i].buf;
+            if ((size_t)buffers[0][i].len < size)
+                size = (size_t)buffers[0][i].len;
+        }
+        Py_BEGIN_ALLOW_THREADS
+        states_update_both(&md5_plan, &sha512_plan, hashes[0], hashes[1], data, (size_t)count, size);
+        Py_END_ALLOW_THREADS
+    }
+    let_go(held[0], buffers[0], count);
+    let_go(held[1], buffers[1], count);
+    return PyErr_Occurred() ? NULL : PyLong_FromSize_t(size);
 }
 
 /* ---- the kernels --------------------------------------------------------------------------------------- */
@@ -376,7 +420,17 @@ static PyObject *measure(PyObject *module, PyObject *args)
     return PyFloat_FromDouble(best / BYTES);
 }
 
+static PyObject *has_both(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    return PyBool_FromLong(both_kernel() != NULL);
+}
+
 static PyMethodDef methods[] = {
+    {"has_both", has_both, METH_NOARGS, "Whether this CPU can run the kernel that does md5 and sha512 together."},
+    {"advance_both", advance_both, METH_VARARGS,
+     "advance_both(md5_states, sha512_states, views, most): `advance` for both algorithms over the same bytes."},
     {"advance", advance, METH_VARARGS,
      "advance(states, views, most, kernel=-1): hash the first n bytes of each view into its state, n being the length\n"
      "of the shortest view, `most` at most; returns n. The GIL is released. A kernel by number: that one only."},

@@ -42,6 +42,10 @@ void state_init(struct hash_state *state, enum algorithm algorithm);
 void states_update(const struct plan *plan, struct hash_state *const states[], const uint8_t *const data[],
                    size_t count, size_t size);
 
+/* The same for md5 and sha512 of the same streams, together where there is a kernel and they are at a whole block. */
+void states_update_both(const struct plan *md5_plan, const struct plan *sha512_plan, struct hash_state *const md5[],
+                        struct hash_state *const sha512[], const uint8_t *const data[], size_t count, size_t size);
+
 /* The digest of the bytes so far; the state stays as it is. */
 void state_digest(const struct plan *plan, const struct hash_state *state, uint8_t digest[64]);
 

@@ -37,6 +37,12 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 }
 """Family of kernels to the algorithms it computes."""
 
+BOTH = ("md5", "sha512")
+"""The families that one kernel can do together, for the same bytes."""
+
+BOTH_LANES = 8
+BOTH_NAME = "md5+sha512 x8 avx512"
+
 _FAMILY_OF = {algorithm: family for family, algorithms in FAMILIES.items() for algorithm in algorithms}
 
 _KNOWN_ANSWERS: Mapping[str, Mapping[bytes, str]] = {
@@ -81,6 +87,8 @@ class KernelUse:
     switched_off: tuple[str, ...] = ()
     why_hashlib: str = ""
     """Why hashlib does everything, or empty."""
+    both_from: int = 0
+    """From how many streams on md5 and sha512 are cheaper together; 0: never."""
 
     def lanes(self, algorithm: str) -> int:
         """How many streams are worth collecting; 0 when hashlib computes this algorithm."""
@@ -89,11 +97,13 @@ class KernelUse:
 
     def describe(self) -> dict[str, str]:
         """Algorithm to what computes it, as `md5 x1 plain, md5 x16 avx512`, for logs, metrics and people."""
-        return {
-            algorithm: ", ".join(kernel.name for kernel in self.kernels.get(family, ())) or HASHLIB
-            for family, algorithms in FAMILIES.items()
-            for algorithm in algorithms
-        }
+        found = {}
+        for family, algorithms in FAMILIES.items():
+            names = [kernel.name for kernel in self.kernels.get(family, ())]
+            if self.both_from and family in BOTH:
+                names.append(BOTH_NAME)
+            found.update(dict.fromkeys(algorithms, ", ".join(names) or HASHLIB))
+        return found
 
 
 def family_of(algorithm: str) -> str:
@@ -130,6 +140,13 @@ def advance(states: list[State], views: list[memoryview], most: int) -> int:
     return _lanes.advance(states, views, most)
 
 
+def advance_both(md5: list[State], sha512: list[State], views: list[memoryview], most: int) -> int:
+    """`advance` for both states of every stream, over the same bytes. Both states are at the same byte."""
+    from dataplane.digests import _lanes
+
+    return _lanes.advance_both(md5, sha512, views, most)
+
+
 def _extension() -> ModuleType | None:
     try:
         from dataplane.digests import _lanes
@@ -161,7 +178,58 @@ def choose(lanes: Any, wanted: str = "") -> KernelUse:
         if _is_worth_it(family, kernels, is_forced=bool(wanted)):
             lanes.use(family, [(kernel.number, kernel.cost) for kernel in kernels])
             used[family] = kernels
-    return KernelUse(used, tuple(switched_off))
+    both_from = 0
+    if (
+        lanes.has_both()
+        and (not wanted or _LEVELS[wanted] >= _LEVELS["avx512"])
+        and all(family in used for family in BOTH)
+    ):
+        if why := _both_self_test(lanes):
+            log.warning("The hash kernel %s is switched off: %s", BOTH_NAME, why)
+            switched_off.append(BOTH_NAME)
+        else:
+            both_from = _both_from(lanes, used)
+    return KernelUse(used, tuple(switched_off), both_from=both_from)
+
+
+def _both_self_test(lanes: Any) -> str:
+    """`self_test` of the kernel that does md5 and sha512 together; the ones for each are tested before."""
+    material = memoryview(_material())
+    for count in (BOTH_LANES, BOTH_LANES - 1):
+        states = [[lanes.State(family) for _ in range(count)] for family in BOTH]
+        seen = [b""] * count
+        for at, length in enumerate((128, 640, 0, 1024, 1000)):
+            views = [material[at + 37 * lane : at + 37 * lane + length] for lane in range(count)]
+            lanes.advance_both(*states, views, length)
+            seen = [before + view for before, view in zip(seen, views, strict=True)]
+        for family, row in zip(BOTH, states, strict=True):
+            if [state.digest() for state in row] != [
+                hashlib.new(family, data, usedforsecurity=False).digest() for data in seen
+            ]:
+                return f"its {family} differs from hashlib's with {count} streams"
+    return ""
+
+
+def _both_from(lanes: Any, used: Mapping[str, Sequence[Kernel]]) -> int:
+    """The least number of streams for which doing both together costs less than one after the other."""
+    data = memoryview(bytes(8192))
+    best = float("inf")
+    for _ in range(_MEASURE_ROUNDS):
+        states = [[lanes.State(family) for _ in range(BOTH_LANES)] for family in BOTH]
+        started = time.perf_counter_ns()
+        lanes.advance_both(*states, [data] * BOTH_LANES, len(data))
+        best = min(best, (time.perf_counter_ns() - started) / len(data))
+    for count in range(2, BOTH_LANES + 1):
+        if best < sum(_cost(used[family], count) for family in BOTH):
+            return count
+    return 0
+
+
+def _cost(kernels: Sequence[Kernel], count: int) -> float:
+    """Of so many streams, by the cheapest row of kernels (as _states.c chooses it)."""
+    if count <= 0:
+        return 0.0
+    return min(kernel.cost + _cost(kernels, count - kernel.lanes) for kernel in kernels)
 
 
 def _best_per_width(kernels: Sequence[Kernel]) -> list[Kernel]:

@@ -56,8 +56,51 @@ static void streams(const struct plan *plan, enum algorithm algorithm, size_t co
     }
 }
 
+/* md5 and sha512 of the same bytes, together where there is a kernel for it. */
+static void both(const struct plan *md5_plan, const struct plan *sha512_plan, size_t count)
+{
+    struct hash_state states[2][MOST_STREAMS];
+    struct hash_state *pointers[2][MOST_STREAMS];
+    size_t start[MOST_STREAMS], length = 0;
+    for (size_t i = 0; i < count; i++) {
+        start[i] = any(256);
+        for (int k = 0; k < 2; k++) {
+            state_init(&states[k][i], k == 0 ? ALGORITHM_MD5 : ALGORITHM_SHA512);
+            pointers[k][i] = &states[k][i];
+        }
+    }
+    for (size_t round = 0; round < 6; round++) {
+        uint8_t *data[MOST_STREAMS];
+        const size_t size = round == 4 ? any(300) : 64 * any(12);
+        for (size_t i = 0; i < count; i++) {
+            data[i] = malloc(size > 0 ? size : 1);
+            if (data[i] == NULL)
+                exit(2);
+            for (size_t at = 0; at < size; at++) {
+                const size_t place = length + at;
+                data[i][at] = (uint8_t)(start[i] + place * place * 7 + place / 8);
+            }
+        }
+        states_update_both(md5_plan, sha512_plan, pointers[0], pointers[1], (const uint8_t *const *)data, count, size);
+        length += size;
+        for (size_t i = 0; i < count; i++)
+            free(data[i]);
+    }
+    for (size_t i = 0; i < count; i++)
+        for (int k = 0; k < 2; k++) {
+            uint8_t digest[64];
+            const struct algorithm_facts *facts = &FACTS[states[k][i].algorithm];
+            state_digest(k == 0 ? md5_plan : sha512_plan, &states[k][i], digest);
+            printf("%s %zu %zu ", facts->name, start[i], length);
+            for (size_t at = 0; at < facts->digest_bytes; at++)
+                printf("%02x", digest[at]);
+            printf("\n");
+        }
+}
+
 int main(void)
 {
+    const struct plan md5_plan = {1, {{&KERNELS[0], 1}}};
     for (size_t number = 0; number < KERNEL_COUNT; number++) {
         const struct kernel *kernel = &KERNELS[number];
         if (!kernel->is_supported())
@@ -68,6 +111,12 @@ int main(void)
                 for (size_t count = 1; count <= kernel->lanes + 3; count += 1 + any(3))
                     streams(&plan, (enum algorithm)algorithm, count);
     }
+    for (size_t number = 0; number < KERNEL_COUNT; number++)
+        if (KERNELS[number].family == SHA512 && KERNELS[number].lanes == 1 && KERNELS[number].level == PLAIN) {
+            const struct plan sha512_plan = {1, {{&KERNELS[number], 1}}};
+            for (size_t count = 1; count <= 20; count++)
+                both(&md5_plan, &sha512_plan, count);
+        }
     /* All kernels of a family together, as they are used. */
     for (int algorithm = 0; algorithm < ALGORITHMS; algorithm++) {
         struct plan plan = {0};

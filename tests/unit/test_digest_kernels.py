@@ -93,6 +93,22 @@ class TestKernels:
         expected = [hashlib.new(algorithm, data).hexdigest() for data in whole]
         assert [state.hexdigest() for state in states] == expected
 
+    @settings(max_examples=40, deadline=None)
+    @given(
+        count=st.integers(1, 20),
+        sizes=st.lists(st.one_of(st.integers(0, 600), st.sampled_from((128, 1280, 64))), max_size=6),
+    )
+    def test_md5_and_sha512_together_are_what_they_are_alone(self, count: int, sizes: list[int]) -> None:
+        both = [[_lanes.State(name) for _ in range(count)] for name in kernels.BOTH]
+        at = 0
+        for size in sizes:
+            views = [memoryview(DATA)[1000 * lane + at :][:size] for lane in range(count)]
+            assert _lanes.advance_both(*both, views, 10_000) == size
+            at += size
+        for name, states in zip(kernels.BOTH, both, strict=True):
+            expected = [hashlib.new(name, DATA[1000 * lane :][:at]).hexdigest() for lane in range(count)]
+            assert [state.hexdigest() for state in states] == expected
+
     def test_a_digest_in_between_changes_nothing(self) -> None:
         state = _lanes.State("sha512")
         for at in range(0, 1000, 100):
@@ -240,8 +256,9 @@ class TestDigestSets:
 class _Broken:
     """The extension, with kernels that turn one bit over."""
 
-    def __init__(self, broken: set[int]) -> None:
+    def __init__(self, broken: set[int], *, is_both_broken: bool = False) -> None:
         self._broken = broken
+        self.is_both_broken = is_both_broken
         self.used: dict[str, list[int]] = {}
 
     State = _lanes.State
@@ -254,6 +271,14 @@ class _Broken:
 
     def use(self, family: str, choices: list[tuple[int, float]]) -> None:
         self.used[family] = [number for number, _ in choices]
+
+    def has_both(self) -> bool:
+        return bool(_lanes.has_both())
+
+    def advance_both(self, md5: list[Any], sha512: list[Any], views: list[memoryview], most: int) -> int:
+        if self.is_both_broken:
+            views = [*views[:-1], views[0]]
+        return int(_lanes.advance_both(md5, sha512, views, most))
 
     def advance(self, states: list[Any], views: list[memoryview], most: int, kernel: int) -> int:
         if kernel in self._broken:
@@ -272,6 +297,13 @@ class TestSafety:
         assert use.switched_off == (widest.name,)
         assert f"The hash kernel {widest.name} is switched off" in caplog.text
         assert widest.number not in extension.used["md5"]
+
+    @pytest.mark.skipif(not _lanes.has_both(), reason="no AVX-512")
+    def test_a_wrong_kernel_for_both_leaves_the_ones_for_each(self) -> None:
+        use = kernels.choose(_Broken(set(), is_both_broken=True))
+        assert use.switched_off == (kernels.BOTH_NAME,)
+        assert use.both_from == 0
+        assert use.lanes("md5") > 1
 
     def test_without_a_sound_kernel_for_one_stream_hashlib_takes_over(self) -> None:
         broken = {kernel.number for kernel in KERNELS if kernel.family == "sha512" and kernel.lanes == 1}

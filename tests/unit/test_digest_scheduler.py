@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import random
 import threading
@@ -94,6 +95,43 @@ async def test_a_short_piece_does_not_cut_the_rounds_of_others(rounds: list[tupl
     threads.close()
     assert sets[0].members[0].hexdigest() == hashlib.md5(DATA[:5000]).hexdigest()
     assert len([row for row in rounds if row[1] > 1]) <= 4
+
+
+@pytest.mark.skipif(not kernels.load().both_from, reason="no kernel does md5 and sha512 together here")
+async def test_md5_and_sha512_of_the_same_bytes_are_done_together(
+    threads: HashThreads, rounds: list[tuple[str, int]]
+) -> None:
+    sets = [DigestSet(("md5", "sha512"), threads) for _ in range(8)]
+    async with asyncio.TaskGroup() as group:
+        for digests in sets:
+            for member in digests.members:
+                group.create_task(member.update([_whole(digests), memoryview(DATA)[:100]]))
+    assert not [row for row in rounds if row[1] > 1]
+    expected = {name: hashlib.new(name, DATA + DATA[:100]).hexdigest() for name in kernels.BOTH}
+    assert all(digests.hexdigests() == expected for digests in sets)
+
+
+@functools.cache
+def _whole(_: object) -> memoryview:
+    """The data as one memoryview per digest set, the same for its members, as the pump gives them."""
+    return memoryview(DATA)
+
+
+async def test_members_at_different_bytes_are_not_mixed_up(threads: HashThreads) -> None:
+    pieces = [memoryview(DATA)[at : at + MIB] for at in range(0, len(DATA), MIB)]
+    sets = [DigestSet(("md5", "sha512"), threads) for _ in range(9)]
+
+    async def feed(number: int, member: Any) -> None:
+        step = 1 + (number + len(member.algorithm)) % 3
+        for at in range(0, len(pieces), step):
+            await member.update(pieces[at : at + step])
+
+    async with asyncio.TaskGroup() as group:
+        for number, digests in enumerate(sets):
+            for member in digests.members:
+                group.create_task(feed(number, member))
+    expected = {name: hashlib.new(name, DATA).hexdigest() for name in kernels.BOTH}
+    assert all(digests.hexdigests() == expected for digests in sets)
 
 
 async def test_a_long_stream_does_not_starve_a_short_one() -> None:
