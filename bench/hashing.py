@@ -105,11 +105,18 @@ def _digests(algorithms: Sequence[str], states: Sequence[Any]) -> dict[str, str]
 
 
 def _kernels_alone(arguments: dict[str, Any]) -> Window:
-    """One thread, one algorithm, all streams in step: no loop, no hand-over. hashlib where there are no
-    kernels.
+    """One thread, one algorithm (or md5 and sha512 together), all streams in step: no loop, no hand-over.
+    hashlib where there are no kernels.
     """
-    streams, (algorithm,) = arguments["streams"], arguments["algorithms"]
+    streams, algorithms = arguments["streams"], arguments["algorithms"]
     chunks = _chunks(streams)
+    if len(algorithms) > 1:
+        both = [[saved.new(name) for _ in range(streams)] for name in algorithms]
+        with Window() as window:
+            for number in range(arguments["size_bytes"] // MIB):
+                kernels.advance_both(*both, [stream[number % CHUNKS] for stream in chunks], MIB)
+        return window
+    algorithm = algorithms[0]
     lanes = kernels.load().lanes(algorithm)
     if not lanes:
         return _hashlib_alone({**arguments, "threads": 1})
