@@ -111,10 +111,10 @@ def _kernels_alone(arguments: dict[str, Any]) -> Window:
     streams, algorithms = arguments["streams"], arguments["algorithms"]
     chunks = _chunks(streams)
     if len(algorithms) > 1:
-        both = [[saved.new(name) for _ in range(streams)] for name in algorithms]
+        md5, sha512 = ([saved.new(name) for _ in range(streams)] for name in algorithms)
         with Window() as window:
             for number in range(arguments["size_bytes"] // MIB):
-                kernels.advance_both(*both, [stream[number % CHUNKS] for stream in chunks], MIB)
+                kernels.advance_both(md5, sha512, [stream[number % CHUNKS] for stream in chunks], MIB)
         return window
     algorithm = algorithms[0]
     lanes = kernels.load().lanes(algorithm)
