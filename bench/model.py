@@ -52,9 +52,9 @@ class Trial:
 class Comparison:
     """A ratio to print: how `subject` compares with `base`, each (case, subject).
 
-    `speed`: wall of the base / wall of the subject, higher is better. `cost`: wall of the subject / wall of
-    the base. `memory`: peak RSS of the subject in MiB, without a base. `goal` is a bound on it, in the good
-    direction.
+    `speed`: wall of the base / wall of the subject, higher is better. `cpu`: the same of CPU time. `cost`:
+    wall of the subject / wall of the base. `memory`: peak RSS of the subject in MiB, without a base. `goal`
+    is a bound on it, in the good direction.
     """
 
     kind: str

@@ -98,12 +98,16 @@ def compare(comparison: Comparison, samples: Mapping[Key, Sequence[Sample]]) -> 
         bound = "" if comparison.goal is None else f" (goal: at most {comparison.goal:g} MiB)"
     else:
         base_case, base_subject = comparison.base
-        ratios = [
-            one.wall_s / other.wall_s for one, other in zip(ours, samples[comparison.base], strict=True)
-        ]
+        pairs = list(zip(ours, samples[comparison.base], strict=True))
+        ratios = [one.wall_s / other.wall_s for one, other in pairs]
         if comparison.kind == "speed":
             value = statistics.median(1 / ratio for ratio in ratios)
             words = f"{subject} is {value:.2f} times as fast as {base_subject} ({case})"
+            met = comparison.goal is None or value >= comparison.goal
+            bound = "" if comparison.goal is None else f" (goal: at least {comparison.goal:g})"
+        elif comparison.kind == "cpu":
+            value = statistics.median(other.cpu_s / one.cpu_s for one, other in pairs)
+            words = f"{subject} does {value:.2f} times the bytes of {base_subject} per CPU second ({case})"
             met = comparison.goal is None or value >= comparison.goal
             bound = "" if comparison.goal is None else f" (goal: at least {comparison.goal:g})"
         else:

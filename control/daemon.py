@@ -35,7 +35,7 @@ from control.jobs.stores import ConfiguredStore, Stores
 from control.jobs.worker import RETRY, Worker
 from control.notify import notify, watchdog_interval_s
 from dataplane.buffers import BufferPool
-from dataplane.digests import HashThreads
+from dataplane.digests import HashThreads, kernels_in_use
 from dataplane.errors import GlissadeError
 from dataplane.transfer import Engine
 from drivers.filesystem.local import LocalFileSource
@@ -128,6 +128,8 @@ class _Daemon:
         stack.push_async_callback(_close_pool, pool)
         hashing = HashThreads(node.hash_threads)
         stack.callback(hashing.close)
+        self._metrics.hash_kernels(kernels_in_use())
+        log.info("Digests: %s", "; ".join(f"{name} by {how}" for name, how in kernels_in_use().items()))
         health = HealthMonitor(
             {store.id: store.driver for store in stores},
             intervals_s={store.id: store.options.probe_interval_s for store in stores},

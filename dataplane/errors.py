@@ -184,6 +184,12 @@ class UnknownDigestError(GlissadeError):
     code = "unknown_digest"
 
 
+class DigestStateError(GlissadeError):
+    """A saved digest state is damaged or not one of ours, or this digest has no state that can be saved."""
+
+    code = "digest_state"
+
+
 class TransferFailedError(GlissadeError):
     """A transfer to several destinations failed; each destination's own error is in the report."""
 

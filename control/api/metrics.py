@@ -50,6 +50,12 @@ class Metrics:
             ["store"],
             registry=self.registry,
         )
+        self._kernels = Gauge(
+            "glissade_hash_kernels",
+            "1 for each algorithm and what computes it.",
+            ["algorithm", "kernels"],
+            registry=self.registry,
+        )
         self._chunks = Gauge("glissade_pool_chunks", "Buffer chunks.", ["state"], registry=self.registry)
         self._lag = Histogram(
             "glissade_loop_lag_seconds",
@@ -73,6 +79,11 @@ class Metrics:
     def bytes_moved(self, *, store: str, direction: Literal["read", "write"], size_bytes: int) -> None:
         """Bytes came from or went to a store."""
         self._bytes.labels(store, direction).inc(size_bytes)
+
+    def hash_kernels(self, in_use: Mapping[str, str]) -> None:
+        """What computes each digest algorithm in this process."""
+        for algorithm, names in in_use.items():
+            self._kernels.labels(algorithm, names).set(1)
 
     def loop_lag(self, seconds: float) -> None:
         self._lag.observe(seconds)

@@ -307,7 +307,7 @@ async def test_a_stalled_sink_is_dropped_like_any_other(rig: Rig) -> None:
 
 
 async def test_cancelling_at_any_moment_leaves_no_task_and_no_chunk(rig: Rig) -> None:
-    data = random.Random(4).randbytes(6 * CHUNK)
+    data = random.Random(4).randbytes(9 * CHUNK)
     cancelled = 0
     for steps in range(400):
         running = asyncio.create_task(rig(Stream(data, most=1500), [Session(), Session()]))

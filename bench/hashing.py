@@ -1,0 +1,154 @@
+"""Streams hashed at once, as many transfers do it: the measuring child of the `hash-*` scenarios.
+
+`python -m bench.hashing '{"subject": ..., "streams": ..., "size_bytes": ..., "algorithms": [...]}'`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import mmap
+import os
+import random
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import uvloop
+
+from bench.measure import Window
+from bench.model import OURS
+from dataplane.digests import DigestSet, HashThreads, kernels, kernels_in_use, saved
+from dataplane.store import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+HASHLIB_THREADS = "hashlib in threads"
+FLOOR_KERNELS = "kernels alone"
+FLOOR_HASHLIB = "hashlib alone"
+
+CHUNKS = 4
+"""Chunks a stream goes through again and again: in all more than the caches hold from 8 streams on, and what
+a transfer's own chunks are where it is alone."""
+
+
+def main(text: str) -> None:
+    """Hash and tell it."""
+    arguments = json.loads(text)
+    subject = arguments["subject"]
+    if subject in (OURS, HASHLIB_THREADS):
+        measure = _ours if subject == OURS else _hashlib
+        window, digests = uvloop.run(measure(arguments))
+        window.tell(digests=digests, kernels=kernels_in_use() if subject == OURS else {})
+    else:
+        (_kernels_alone if subject == FLOOR_KERNELS else _hashlib_alone)(arguments).tell()
+
+
+def _chunks(streams: int) -> list[list[memoryview]]:
+    """Different bytes for every stream, page by page as in the pool."""
+    whole = memoryview(mmap.mmap(-1, streams * CHUNKS * MIB))
+    block = random.Random(1).randbytes(MIB)
+    chunks = [whole[at : at + MIB] for at in range(0, len(whole), MIB)]
+    for number, chunk in enumerate(chunks):
+        chunk[:] = block
+        chunk[:8] = (number % CHUNKS + number // CHUNKS).to_bytes(8, "little")
+    return [chunks[at : at + CHUNKS] for at in range(0, len(chunks), CHUNKS)]
+
+
+async def _ours(arguments: dict[str, Any]) -> tuple[Window, list[dict[str, str]]]:
+    streams = arguments["streams"]
+    threads = HashThreads()
+    sets = [DigestSet(arguments["algorithms"], threads) for _ in range(streams)]
+    chunks = _chunks(streams)
+
+    async def feed(stream: int, member: int) -> None:
+        digest = sets[stream].members[member]
+        for number in range(arguments["size_bytes"] // MIB):
+            await digest.update([chunks[stream][number % CHUNKS]])
+
+    try:
+        with Window() as window:
+            async with asyncio.TaskGroup() as group:
+                for stream in range(streams):
+                    for member in range(len(arguments["algorithms"])):
+                        group.create_task(feed(stream, member))
+    finally:
+        threads.close()
+    return window, [digests.hexdigests() for digests in sets]
+
+
+async def _hashlib(arguments: dict[str, Any]) -> tuple[Window, list[dict[str, str]]]:
+    """The best hashlib can do in asyncio: a pool of as many threads as CPUs, chunk by chunk."""
+    streams, algorithms = arguments["streams"], arguments["algorithms"]
+    chunks = _chunks(streams)
+    states = [[hashlib.new(name, usedforsecurity=False) for name in algorithms] for _ in range(streams)]
+    loop = asyncio.get_running_loop()
+
+    async def feed(stream: int, member: int, executor: ThreadPoolExecutor) -> None:
+        update: Callable[[memoryview], None] = states[stream][member].update
+        for number in range(arguments["size_bytes"] // MIB):
+            await loop.run_in_executor(executor, update, chunks[stream][number % CHUNKS])
+
+    with ThreadPoolExecutor(os.cpu_count()) as executor, Window() as window:
+        async with asyncio.TaskGroup() as group:
+            for stream in range(streams):
+                for member in range(len(algorithms)):
+                    group.create_task(feed(stream, member, executor))
+    return window, [_digests(algorithms, row) for row in states]
+
+
+def _digests(algorithms: Sequence[str], states: Sequence[Any]) -> dict[str, str]:
+    return {name: state.hexdigest() for name, state in zip(algorithms, states, strict=True)}
+
+
+def _kernels_alone(arguments: dict[str, Any]) -> Window:
+    """One thread, one algorithm (or md5 and sha512 together), all streams in step: no loop, no hand-over.
+    hashlib where there are no kernels.
+    """
+    streams, algorithms = arguments["streams"], arguments["algorithms"]
+    chunks = _chunks(streams)
+    if len(algorithms) > 1:
+        md5, sha512 = ([saved.new(name) for _ in range(streams)] for name in algorithms)
+        with Window() as window:
+            for number in range(arguments["size_bytes"] // MIB):
+                kernels.advance_both(md5, sha512, [stream[number % CHUNKS] for stream in chunks], MIB)
+        return window
+    algorithm = algorithms[0]
+    lanes = kernels.load().lanes(algorithm)
+    if not lanes:
+        return _hashlib_alone({**arguments, "threads": 1})
+    states = [saved.new(algorithm) for _ in range(streams)]
+    with Window() as window:
+        for number in range(arguments["size_bytes"] // MIB):
+            for first in range(0, streams, lanes):
+                views = [chunks[stream][number % CHUNKS] for stream in range(streams)[first : first + lanes]]
+                kernels.advance(states[first : first + lanes], views, MIB)
+    return window
+
+
+def _hashlib_alone(arguments: dict[str, Any]) -> Window:
+    """As many threads as CPUs, each with its share of the streams: no loop, no hand-over."""
+    threads = arguments.get("threads", os.cpu_count() or 1)
+    chunks = _chunks(arguments["streams"])
+
+    def work(mine: Sequence[list[memoryview]]) -> None:
+        for name in arguments["algorithms"]:
+            for stream in mine:
+                state = hashlib.new(name, usedforsecurity=False)
+                for number in range(arguments["size_bytes"] // MIB):
+                    state.update(stream[number % CHUNKS])
+
+    workers = [threading.Thread(target=work, args=(chunks[first::threads],)) for first in range(threads)]
+    with Window() as window:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    return window
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

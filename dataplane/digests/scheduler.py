@@ -1,0 +1,399 @@
+"""The threads that hash, and which streams they hash side by side.
+
+All transfers of the process share them. A stream that has bytes is *ready*; a thread takes all ready streams
+of one algorithm (as many as the widest kernel has lanes), hashes the same number of bytes of each, hands back
+those that are done, and puts the others at the end of the line. Nobody is waited for: a lone stream goes
+alone, and whoever becomes ready meanwhile joins in the next round. Streams that want md5 and sha512 of the
+same bytes get both in one round, where that is cheaper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol, TypeGuard
+
+from dataplane.digests import kernels
+from dataplane.store import KIB, MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dataplane.digests._lanes import State
+
+ROUND_BYTES = MIB
+"""Most bytes of one stream in one round: a stream that becomes ready joins within some milliseconds."""
+
+_SHORT_BYTES = 16 * KIB
+"""A piece below this is hashed alone: it would cut the round short for all the others."""
+
+_FIRST_CLASS = frozenset({"md5", "xxh3_128"})
+"""What the first thread hashes; the others are at home in the second. An image has md5 and one of those."""
+
+
+class PlainHash(Protocol):
+    """A hash of hashlib or xxhash."""
+
+    def update(self, data: memoryview, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+class _Job:
+    """One `update`: pieces of one stream that wait for their round. Belongs to whoever took it from the
+    line; `is_running` and `is_cancelled` are protected by the scheduler's lock.
+    """
+
+    __slots__ = (
+        "error",
+        "future",
+        "is_cancelled",
+        "is_running",
+        "key",
+        "loop",
+        "offset",
+        "pieces",
+        "state",
+        "stream",
+        "ticket",
+    )
+
+    def __init__(
+        self,
+        key: str,
+        state: State | PlainHash,
+        pieces: Sequence[memoryview],
+        *,
+        ticket: int,
+        stream: object | None,
+    ) -> None:
+        self.key = key
+        self.stream = stream
+        self.state = state
+        self.pieces = deque(piece for piece in pieces if len(piece))
+        self.offset = 0
+        self.ticket = ticket
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self.loop.create_future()
+        self.error: Exception | None = None
+        self.is_running = False
+        self.is_cancelled = False
+
+    @property
+    def is_done(self) -> bool:
+        return not self.pieces or self.error is not None or self.is_cancelled
+
+    def left(self) -> int:
+        """Bytes of the first piece that are not hashed yet."""
+        return len(self.pieces[0]) - self.offset
+
+    def is_twin_of(self, other: _Job) -> bool:
+        """Whether the next bytes of both are the same ones."""
+        return self.pieces[0] is other.pieces[0] and self.offset == other.offset
+
+    def rest(self) -> memoryview:
+        """The bytes of the first piece that are not hashed yet."""
+        return self.pieces[0][self.offset :]
+
+    def took(self, size: int) -> None:
+        """So many more bytes of the first piece are hashed."""
+        self.offset += size
+        if self.offset == len(self.pieces[0]):
+            self.pieces.popleft()
+            self.offset = 0
+
+
+class _Line:
+    """The ready streams of one family of algorithms."""
+
+    __slots__ = ("is_first_class", "jobs", "lanes")
+
+    def __init__(self, key: str, lanes: int) -> None:
+        self.jobs: deque[_Job] = deque()
+        self.lanes = lanes
+        self.is_first_class = key in _FIRST_CLASS
+
+
+class _Worker:
+    """One thread; all but `thread` is protected by the scheduler's lock."""
+
+    __slots__ = ("is_idle", "key", "serves", "thread", "wake")
+
+    def __init__(self, lock: threading.Lock, serves: frozenset[bool]) -> None:
+        self.wake = threading.Condition(lock)
+        self.serves = serves
+        self.is_idle = False
+        self.key = ""
+        self.thread: threading.Thread | None = None
+
+
+class HashThreads:
+    """The threads that hash, shared by all transfers of the process.
+
+    Two by default, whatever the number of images: md5 is bound by latency and sha512 by execution ports,
+    the best pair for one core's two hardware threads (docs/performance.md). One serves md5, one all others;
+    further ones take their turns. A thread with nothing of its own helps out where that makes no lanes
+    emptier.
+
+    Shared state: the lines, the workers and the flags of jobs, protected by one lock that is never held
+    while hashing.
+    """
+
+    def __init__(self, threads: int = 2) -> None:
+        self._lock = threading.Lock()
+        self._lines: dict[str, _Line] = {}
+        self._tickets = itertools.count()
+        self._is_closing = False
+        both = frozenset({True, False})
+        self._workers = [
+            _Worker(self._lock, both if threads == 1 else frozenset({number % 2 == 0}))
+            for number in range(threads)
+        ]
+        self._kernels = kernels.load()
+        for number, worker in enumerate(self._workers):
+            worker.thread = threading.Thread(
+                target=self._work, args=(worker,), name=f"glissade-hash_{number}", daemon=True
+            )
+            worker.thread.start()
+
+    async def update(
+        self,
+        algorithm: str,
+        state: State | PlainHash,
+        pieces: Sequence[memoryview],
+        *,
+        stream: object | None = None,
+    ) -> None:
+        """Hash the pieces in order. One update per state at a time. Cancelled, it returns when no thread
+        looks at them any more; the state is then of no use. `stream` is the same for all states of one
+        stream: while they are given the same memoryviews they may be updated together.
+        """
+        job = _Job(kernels.family_of(algorithm), state, pieces, ticket=next(self._tickets), stream=stream)
+        if not job.pieces:
+            return
+        with self._lock:
+            if self._is_closing:
+                raise RuntimeError("the hash threads are closed")
+            line = self._line(job.key)
+            line.jobs.append(job)
+            self._wake_for(job.key, line)
+        try:
+            await job.future
+        except asyncio.CancelledError:
+            await self._let_go(job)
+            raise
+
+    def close(self) -> None:
+        """Wait for what is in line and end the threads."""
+        with self._lock:
+            self._is_closing = True
+            for worker in self._workers:
+                worker.wake.notify()
+        for worker in self._workers:
+            if worker.thread is not None:
+                worker.thread.join()
+
+    async def _let_go(self, job: _Job) -> None:
+        with self._lock:
+            job.is_cancelled = True
+            if not job.is_running:
+                with suppress(ValueError):  # It is done, and the news is on the way.
+                    self._lines[job.key].jobs.remove(job)
+                return
+        # The cancellation took the future with it; `_finish` sets this one, on this event loop.
+        job.future = job.loop.create_future()
+        while not job.future.done():
+            try:
+                await asyncio.wait([job.future])
+            except asyncio.CancelledError:
+                continue
+        job.future.exception()  # Seen: cancellation is what the caller hears about.
+
+    # Everything below up to `_work` needs the lock.
+
+    def _line(self, key: str) -> _Line:
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = _Line(key, max(1, self._kernels.lanes(key)))
+        return line
+
+    def _wake_for(self, key: str, line: _Line) -> None:
+        """Wake one thread that will take from this line, if one sleeps: at home there first."""
+        idle = [worker for worker in self._workers if worker.is_idle and self._takes(worker, key, line)]
+        if idle:
+            first = min(idle, key=lambda worker: line.is_first_class not in worker.serves)
+            first.is_idle = False
+            first.wake.notify()
+
+    def _takes(self, worker: _Worker, key: str, line: _Line) -> bool:
+        """Whether this thread should take from the line: at home, or helping without emptying lanes."""
+        if line.is_first_class in worker.serves or len(line.jobs) >= line.lanes > 1:
+            return True
+        at_home = [other for other in self._workers if line.is_first_class in other.serves]
+        return all(not other.is_idle and (other.key not in ("", key) or line.lanes == 1) for other in at_home)
+
+    def _take(self, worker: _Worker) -> list[_Job]:
+        """The streams of the next round, those of the line whose first has waited longest; home goes first.
+
+        Waits for some; empty when closed.
+        """
+        worker.key = ""
+        while True:
+            ready = [
+                (line.is_first_class not in worker.serves, line.jobs[0].ticket, key)
+                for key, line in self._lines.items()
+                if line.jobs and self._takes(worker, key, line)
+            ]
+            if ready:
+                _, _, worker.key = min(ready)
+                line = self._lines[worker.key]
+                jobs = self._take_twins(worker.key) or [
+                    line.jobs.popleft() for _ in range(min(line.lanes, len(line.jobs)))
+                ]
+                for job in jobs:
+                    job.is_running = True
+                # What this thread does not do now may be somebody else's to do.
+                for key, other in self._lines.items():
+                    if other.jobs:
+                        self._wake_for(key, other)
+                return jobs
+            if self._is_closing:
+                return []
+            worker.is_idle = True
+            worker.wake.wait()
+            worker.is_idle = False
+
+    def _take_twins(self, key: str) -> list[_Job]:
+        """The jobs for md5 and for sha512 of the same bytes, where there are enough to do both together:
+        first those for md5, then their twins. Else nothing is taken.
+        """
+        first, second = (self._lines.get(family) for family in kernels.BOTH)
+        if not self._kernels.both_from or key not in kernels.BOTH or first is None or second is None:
+            return []
+        waiting = {id(job.stream): job for job in second.jobs if job.stream is not None}
+        pairs = [
+            (job, twin)
+            for job in first.jobs
+            if (twin := waiting.get(id(job.stream))) is not None
+            and job.is_twin_of(twin)
+            and job.left() >= _SHORT_BYTES
+        ][: kernels.BOTH_LANES]
+        if len(pairs) < self._kernels.both_from:
+            return []
+        taken = [job for job, _ in pairs] + [twin for _, twin in pairs]
+        for line in (first, second):
+            line.jobs = deque(job for job in line.jobs if job not in taken)
+        return taken
+
+    def _put_back(self, jobs: list[_Job]) -> list[_Job]:
+        """Streams with bytes left go to the end of the line; returns those that are done."""
+        done = []
+        for job in jobs:
+            job.is_running = False
+            if job.is_done:
+                done.append(job)
+            else:
+                job.ticket = next(self._tickets)
+                line = self._lines[job.key]
+                line.jobs.append(job)
+                self._wake_for(job.key, line)  # A thread that only helped may not go on with it.
+        return done
+
+    def _work(self, worker: _Worker) -> None:
+        while True:
+            with self._lock:
+                jobs = self._take(worker)
+            if not jobs:
+                return
+            _hash_round(jobs)
+            with self._lock:
+                done = self._put_back(jobs)
+            del jobs
+            _tell(done)
+            del done
+
+
+def _hash_round(jobs: list[_Job]) -> None:
+    """Some bytes of every stream; a stream that cannot be hashed keeps the error."""
+    if len({job.key for job in jobs}) > 1:
+        _hash_twins(jobs)
+        return
+    together: list[_Job] = []
+    for job in jobs:
+        try:
+            if _hash_alone(job):
+                together.append(job)
+        except Exception as error:  # noqa: BLE001 - the task that waits for the stream raises it
+            job.error = error
+    if not together:
+        return
+    try:
+        _hash_together(together)
+    except Exception as error:  # noqa: BLE001 - the tasks that wait for the streams raise it
+        for job in together:
+            job.error = error
+
+
+def _hash_alone(job: _Job) -> bool:
+    """Short pieces, and those of hashes without lanes; returns whether something is left for the lanes."""
+    state = job.state
+    if _has_lanes(state):
+        while job.pieces and job.left() < _SHORT_BYTES:
+            job.took(kernels.advance([state], [job.rest()], _SHORT_BYTES))
+    elif _is_plain(state):
+        while job.pieces:
+            state.update(job.pieces[0])
+            job.pieces.popleft()
+    return bool(job.pieces)
+
+
+def _hash_together(jobs: list[_Job]) -> None:
+    states = [job.state for job in jobs if _has_lanes(job.state)]
+    size = kernels.advance(states, [job.rest() for job in jobs], ROUND_BYTES)
+    for job in jobs:
+        job.took(size)
+
+
+def _hash_twins(jobs: list[_Job]) -> None:
+    """What `_take_twins` took."""
+    count = len(jobs) // 2
+    states = [job.state for job in jobs if _has_lanes(job.state)]
+    try:
+        views = [job.rest() for job in jobs[:count]]
+        size = kernels.advance_both(states[:count], states[count:], views, ROUND_BYTES)
+    except Exception as error:  # noqa: BLE001 - the tasks that wait for the streams raise it
+        for job in jobs:
+            job.error = error
+        return
+    for job in jobs:
+        job.took(size)
+
+
+def _has_lanes(state: State | PlainHash) -> TypeGuard[State]:
+    return hasattr(state, "dump")
+
+
+def _is_plain(state: State | PlainHash) -> TypeGuard[PlainHash]:
+    return not _has_lanes(state)
+
+
+def _tell(done: list[_Job]) -> None:
+    """Hand all that is done back to its event loop at once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+    for job in done:
+        by_loop.setdefault(job.loop, []).append(job)
+    for loop, jobs in by_loop.items():
+        with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+            loop.call_soon_threadsafe(_finish, jobs)
+
+
+def _finish(jobs: list[_Job]) -> None:
+    for job in jobs:
+        if job.future.done():
+            continue
+        if job.error is not None:
+            job.future.set_exception(job.error)
+        else:
+            job.future.set_result(None)

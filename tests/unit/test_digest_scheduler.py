@@ -1,0 +1,270 @@
+"""The threads that hash: lanes fill, nobody waits for others, and buffers are let go."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dataplane.digests import DigestSet, HashThreads, kernels
+from dataplane.store import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DATA = random.Random(9).randbytes(3 * MIB)
+
+needs_lanes = pytest.mark.skipif(not kernels.load().lanes("md5"), reason="hashlib computes md5 here")
+
+
+@pytest.fixture
+def threads() -> Iterator[HashThreads]:
+    threads = HashThreads()
+    yield threads
+    threads.close()
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Algorithm and number of streams of every round from here on."""
+    seen: list[tuple[str, int]] = []
+    advance = kernels.advance
+
+    def noted(states: list[Any], views: list[memoryview], most: int) -> int:
+        seen.append((states[0].algorithm, len(states)))
+        return advance(states, views, most)
+
+    monkeypatch.setattr(kernels, "advance", noted)
+    return seen
+
+
+class _Gate:
+    """A hash that waits: it keeps its thread busy until `open`."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.entered = threading.Event()
+
+    def update(self, data: memoryview) -> None:
+        self.entered.set()
+        assert self.open.wait(10)
+
+    def hexdigest(self) -> str:
+        return ""
+
+
+@needs_lanes
+async def test_streams_that_are_ready_together_are_hashed_side_by_side(rounds: list[tuple[str, int]]) -> None:
+    threads = HashThreads(1)
+    gate = _Gate()
+    holding = asyncio.create_task(threads.update("sha1", gate, [memoryview(b"x")]))
+    sets = [DigestSet(("md5",), threads) for _ in range(8)]
+    waiting = [asyncio.create_task(each.members[0].update([memoryview(DATA)])) for each in sets]
+    await asyncio.sleep(0)
+    gate.open.set()
+    await asyncio.gather(holding, *waiting)
+    threads.close()
+    most = min(8, kernels.load().lanes("md5"))
+    assert rounds[0] == ("md5", most)
+    assert {each.members[0].hexdigest() for each in sets} == {hashlib.md5(DATA).hexdigest()}
+
+
+@needs_lanes
+async def test_a_lone_stream_goes_alone_at_once(threads: HashThreads, rounds: list[tuple[str, int]]) -> None:
+    digest = DigestSet(("sha512",), threads).members[0]
+    await digest.update([memoryview(DATA)])
+    assert set(rounds) == {("sha512", 1)}
+    assert len(rounds) == 3
+
+
+@needs_lanes
+async def test_a_short_piece_does_not_cut_the_rounds_of_others(rounds: list[tuple[str, int]]) -> None:
+    threads = HashThreads(1)
+    sets = [DigestSet(("md5",), threads) for _ in range(4)]
+    crumbs = [memoryview(DATA)[at : at + 100] for at in range(0, 5000, 100)]
+    await asyncio.gather(
+        sets[0].members[0].update(crumbs),
+        *(each.members[0].update([memoryview(DATA)]) for each in sets[1:]),
+    )
+    threads.close()
+    assert sets[0].members[0].hexdigest() == hashlib.md5(DATA[:5000]).hexdigest()
+    assert len([row for row in rounds if row[1] > 1]) <= 4
+
+
+@pytest.mark.skipif(not kernels.load().both_from, reason="no kernel does md5 and sha512 together here")
+async def test_md5_and_sha512_of_the_same_bytes_are_done_together(
+    threads: HashThreads, rounds: list[tuple[str, int]]
+) -> None:
+    sets = [DigestSet(("md5", "sha512"), threads) for _ in range(8)]
+    async with asyncio.TaskGroup() as group:
+        for digests in sets:
+            for member in digests.members:
+                group.create_task(member.update([_whole(digests), memoryview(DATA)[:100]]))
+    assert not [row for row in rounds if row[1] > 1]
+    expected = {name: hashlib.new(name, DATA + DATA[:100]).hexdigest() for name in kernels.BOTH}
+    assert all(digests.hexdigests() == expected for digests in sets)
+
+
+@functools.cache
+def _whole(_: object) -> memoryview:
+    """The data as one memoryview per digest set, the same for its members, as the pump gives them."""
+    return memoryview(DATA)
+
+
+async def test_members_at_different_bytes_are_not_mixed_up(threads: HashThreads) -> None:
+    pieces = [memoryview(DATA)[at : at + MIB] for at in range(0, len(DATA), MIB)]
+    sets = [DigestSet(("md5", "sha512"), threads) for _ in range(9)]
+
+    async def feed(number: int, member: Any) -> None:
+        step = 1 + (number + len(member.algorithm)) % 3
+        for at in range(0, len(pieces), step):
+            await member.update(pieces[at : at + step])
+
+    async with asyncio.TaskGroup() as group:
+        for number, digests in enumerate(sets):
+            for member in digests.members:
+                group.create_task(feed(number, member))
+    expected = {name: hashlib.new(name, DATA).hexdigest() for name in kernels.BOTH}
+    assert all(digests.hexdigests() == expected for digests in sets)
+
+
+async def test_a_long_stream_does_not_starve_a_short_one() -> None:
+    threads = HashThreads(1)
+    long = [DigestSet(("md5",), threads).members[0] for _ in range(20)]
+    short = DigestSet(("md5",), threads).members[0]
+    order: list[str] = []
+
+    async def hash_it(name: str, digest: Any, pieces: list[memoryview]) -> None:
+        await digest.update(pieces)
+        order.append(name)
+
+    async with asyncio.TaskGroup() as group:
+        for each in long:
+            group.create_task(hash_it("long", each, [memoryview(DATA)] * 2))
+        group.create_task(hash_it("short", short, [memoryview(DATA)[:MIB]]))
+    threads.close()
+    assert order[0] == "short" or kernels.load().lanes("md5") == 0
+
+
+async def test_many_threads_and_many_algorithms_give_the_same_digests() -> None:
+    for count in (1, 2, 3, 5):
+        threads = HashThreads(count)
+        names = ("md5", "sha1", "sha256", "sha384", "sha512", "xxh3_128")
+        sets = [DigestSet(names, threads) for _ in range(6)]
+        async with asyncio.TaskGroup() as group:
+            for number, digests in enumerate(sets):
+                for member in digests.members:
+                    group.create_task(member.update([memoryview(DATA)[number * 1000 :]]))
+        threads.close()
+        for number, digests in enumerate(sets):
+            found = digests.hexdigests()
+            for name in names[:-1]:
+                assert found[name] == hashlib.new(name, DATA[number * 1000 :]).hexdigest()
+
+
+async def test_a_busy_thread_leaves_what_is_not_its_own_to_the_other(threads: HashThreads) -> None:
+    """One image with three algorithms keeps two threads busy."""
+    gate = _Gate()
+    holding = asyncio.create_task(threads.update("sha1", gate, [memoryview(b"x")]))
+    await asyncio.to_thread(gate.entered.wait, 10)
+    digest = DigestSet(("sha512",), threads).members[0]
+    async with asyncio.timeout(10):
+        await digest.update([memoryview(DATA)])
+    gate.open.set()
+    await holding
+
+
+async def test_cancelling_while_in_line_lets_go_at_once() -> None:
+    threads = HashThreads(1)
+    gate = _Gate()
+    holding = asyncio.create_task(threads.update("sha1", gate, [memoryview(b"x")]))
+    await asyncio.to_thread(gate.entered.wait, 10)
+    buffer = memoryview(bytearray(MIB))
+    waiting = asyncio.create_task(DigestSet(("md5",), threads).members[0].update([buffer]))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    buffer.release()
+    gate.open.set()
+    await holding
+    threads.close()
+
+
+async def test_cancelling_one_of_many_lets_go_and_the_others_go_on(threads: HashThreads) -> None:
+    buffer = memoryview(bytearray(32 * MIB))
+    sets = [DigestSet(("md5",), threads) for _ in range(4)]
+    tasks = [asyncio.create_task(sets[0].members[0].update([buffer]))]
+    tasks += [asyncio.create_task(each.members[0].update([memoryview(DATA)] * 8)) for each in sets[1:]]
+    await asyncio.sleep(0.005)
+    tasks[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[0]
+    buffer.release()  # Raises BufferError while anybody still looks at it.
+    await asyncio.gather(*tasks[1:])
+    assert {each.members[0].hexdigest() for each in sets[1:]} == {hashlib.md5(DATA * 8).hexdigest()}
+
+
+async def test_buffers_are_let_go_when_the_update_returns(threads: HashThreads) -> None:
+    buffers = [memoryview(bytearray(MIB)) for _ in range(12)]
+    sets = [DigestSet(("md5", "sha512"), threads) for _ in buffers]
+    async with asyncio.TaskGroup() as group:
+        for digests, buffer in zip(sets, buffers, strict=True):
+            for member in digests.members:
+                group.create_task(member.update([buffer]))
+    for buffer in buffers:
+        buffer.release()
+
+
+async def test_a_stream_that_cannot_be_hashed_fails_alone(threads: HashThreads) -> None:
+    gone = memoryview(bytearray(MIB))[1:]
+    good, bad = (DigestSet(("md5",), threads).members[0] for _ in range(2))
+    both = asyncio.gather(good.update([memoryview(DATA)]), bad.update([gone]), return_exceptions=True)
+    await asyncio.sleep(0)
+    gone.release()
+    outcome = await both
+    assert outcome[0] is None
+    assert outcome[1] is None or isinstance(outcome[1], ValueError | BufferError)
+    assert good.hexdigest() == hashlib.md5(DATA).hexdigest()
+
+
+async def test_closing_finishes_what_is_in_line_and_takes_no_more() -> None:
+    threads = HashThreads()
+    digest = DigestSet(("md5",), threads).members[0]
+    task = asyncio.create_task(digest.update([memoryview(DATA)]))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(threads.close)
+    await task
+    assert digest.hexdigest() == hashlib.md5(DATA).hexdigest()
+    with pytest.raises(RuntimeError, match="closed"):
+        await digest.update([memoryview(DATA)])
+
+
+async def test_nothing_to_hash_needs_no_thread(threads: HashThreads) -> None:
+    digest = DigestSet(("md5",), threads).members[0]
+    await digest.update([])
+    await digest.update([memoryview(b"")])
+    assert digest.hexdigest() == hashlib.md5(b"").hexdigest()
+
+
+def test_a_loop_that_ends_early_does_not_end_the_threads(threads: HashThreads) -> None:
+    async def leave() -> None:
+        digest = DigestSet(("md5",), threads).members[0]
+        task = asyncio.create_task(digest.update([memoryview(DATA)] * 20))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    async def work() -> str:
+        digest = DigestSet(("md5",), threads).members[0]
+        await digest.update([memoryview(DATA)])
+        return digest.hexdigest()
+
+    asyncio.run(leave())
+    time.sleep(0.01)
+    assert asyncio.run(work()) == hashlib.md5(DATA).hexdigest()
