@@ -15,6 +15,7 @@ from bench.files import fresh_directory, need_room, write_random
 from bench.model import OURS, Comparison, Plan, Sample, Scenario, Trial, Workplace
 from bench.rivals import GlanceStore
 from bench.scenarios.file_to_file import IMAGE, checked, transfer_once
+from dataplane.store import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,11 +29,15 @@ def case(count: int) -> str:
 
 @contextmanager
 def prepare(place: Workplace) -> Iterator[Plan]:
-    """A random source and three empty destinations on the file system under test."""
-    need_room(place.directory, 4 * place.size_bytes)
+    """A random source of at most 1 GiB and three empty destinations on the file system under test.
+
+    Three stores then fill 3 GiB, which `bench.warmth` can have ready without working beside the run.
+    """
+    size_bytes = min(place.size_bytes, GIB)
+    need_room(place.directory, 4 * size_bytes)
     with fresh_directory(place.directory / "fan-out") as base:
         source = base / "source.img"
-        write_random(source, place.size_bytes)
+        write_random(source, size_bytes)
         stores = [base / f"store-{number}" for number in (1, 2, 3)]
         for store in stores:
             store.mkdir()
@@ -43,31 +48,31 @@ def prepare(place: Workplace) -> Iterator[Plan]:
                 "md5 beside sha512": (floors.MD5_BESIDE_SHA512,),
                 "memory copies": (floors.READ, *[floors.WRITE] * count),
             }
-            run = functools.partial(_ours, source, stores[:count], place.size_bytes, agreed)
+            run = functools.partial(_ours, source, stores[:count], size_bytes, agreed)
             plan.trials.append(
                 Trial(
                     case=case(count),
                     subject=OURS,
                     run=run,
-                    size_bytes=place.size_bytes,
+                    size_bytes=size_bytes,
                     lanes=lanes,
                     writes_to=base,
-                    writes_bytes=count * place.size_bytes,
+                    writes_bytes=count * size_bytes,
                 )
             )
         rival = GlanceStore()
         if (why := rival.missing()) is None:
-            run = functools.partial(_rival, rival, source, stores, place.size_bytes, agreed)
+            run = functools.partial(_rival, rival, source, stores, size_bytes, agreed)
             lanes = {"its one thread": tuple(rival.lanes["its one thread"]) * len(stores)}
             plan.trials.append(
                 Trial(
                     case=case(3),
                     subject=rival.name,
                     run=run,
-                    size_bytes=place.size_bytes,
+                    size_bytes=size_bytes,
                     lanes=lanes,
                     writes_to=base,
-                    writes_bytes=3 * place.size_bytes,
+                    writes_bytes=3 * size_bytes,
                 )
             )
             plan.comparisons.append(
@@ -79,7 +84,7 @@ def prepare(place: Workplace) -> Iterator[Plan]:
             (floors.MD5, floors.SHA512, floors.MD5_BESIDE_SHA512, floors.WRITE, floors.READ),
             source=source,
             destination=stores[0],
-            size_bytes=place.size_bytes,
+            size_bytes=size_bytes,
         )
         plan.comparisons += [
             Comparison(kind="cost", subject=(case(2), OURS), base=(case(1), OURS)),
