@@ -19,8 +19,8 @@ from dataplane.store import MIB
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEFAULT_CHUNK_BYTES = 2 * MIB
-"""What a chunk costs is its hops to threads and back; above 2 MiB nothing is won (docs/decisions/0012)."""
+DEFAULT_CHUNK_BYTES = 4 * MIB
+"""What a chunk costs is its hops to threads and back (docs/decisions/0012)."""
 
 
 class BufferPool:

@@ -72,7 +72,7 @@ class Engine:
 
     pool: BufferPool
     hashing: HashThreads
-    window_chunks: int = 8
+    window_chunks: int = 4
     stall_timeout_s: float = 600.0
 
 

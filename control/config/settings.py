@@ -30,8 +30,8 @@ class NodeSettings:
 
     state_directory: str = "/var/lib/glissade"
     max_transfers: Annotated[int, Between(1, 1024)] = 16
-    buffer_budget_bytes: Annotated[int, Between(MIB, 64 * 1024 * MIB, as_size=True)] = 96 * MIB
-    chunk_bytes: Annotated[int, Between(256 * KIB, 16 * MIB, as_size=True), MultipleOf(4096)] = 2 * MIB
+    buffer_budget_bytes: Annotated[int, Between(MIB, 64 * 1024 * MIB, as_size=True)] = 128 * MIB
+    chunk_bytes: Annotated[int, Between(256 * KIB, 16 * MIB, as_size=True), MultipleOf(4096)] = 4 * MIB
     rate_limit: int | None = None
     job_attempts: Annotated[int, Between(1, 100)] = 5
     drain_timeout_s: Annotated[float, Between(0, 86400)] = 60.0

@@ -137,7 +137,7 @@ class TestShow:
         assert main(["config", "show", "--origin", "--config", path]) == 0
         lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
         assert f'chunk = "2M" # {path}' in lines
-        assert 'buffer_budget = "96M" # default' in lines
+        assert 'buffer_budget = "128M" # default' in lines
         assert f"attempts = 9 # [stores.defaults] in {path}" in lines
         assert "# ca_file is not set # default" in lines
 

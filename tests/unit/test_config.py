@@ -80,8 +80,8 @@ def config_of(settings: Settings, store: str) -> FileConfig:
 class TestValues:
     def test_an_empty_file_is_the_defaults_and_a_warning(self, place: Place) -> None:
         settings = place.load("")
-        assert settings.node.chunk_bytes == 2 * 1024**2
-        assert settings.node.buffer_budget_bytes == 96 * 1024**2
+        assert settings.node.chunk_bytes == 4 * 1024**2
+        assert settings.node.buffer_budget_bytes == 128 * 1024**2
         assert settings.node.rate_limit is None
         assert settings.api.socket_mode == 0o660
         assert settings.api.allow_groups == ("glissade",)
