@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 KILLS = 50
 MOST_IMAGES = 5
 IMAGE_BYTES = 24 * 1024 * 1024 + 777
+RATE = "80M"
+"""Makes a job that streams last some 0.4 s on any machine, so that kills meet it at every point."""
 LONGEST_LIFE_S = 0.5
 """The daemon is killed between 0 and this long after the job was accepted; an undisturbed job takes about
 as long.
@@ -101,12 +103,14 @@ class Campaign:
                 "image_id": image,
                 "from_store": chance.choice(images[image]),
                 "to_store": store,
+                "rate_limit": RATE,
             }
         return {
             "kind": "import",
             "image": {"id": str(uuid.UUID(int=chance.getrandbits(128), version=4)), "name": "killed"},
             "source": {"path": str(self.source)},
             "stores": chance.sample(sorted(self.stores), 2),
+            "rate_limit": RATE,
         }
 
 
