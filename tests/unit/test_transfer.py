@@ -21,12 +21,11 @@ from dataplane.errors import (
     NotFoundError,
     OffloadDeclinedError,
     SizeMismatchError,
-    StoreFullError,
     StoreIOError,
 )
 from dataplane.plan import STREAM
 from dataplane.progress import Progress
-from dataplane.store import MIB, Intent, ObjectInfo, OffloadOffer, ReadOptions, WriteOptions
+from dataplane.store import MIB, Intent, ObjectInfo, OffloadOffer, ReadOptions
 from dataplane.throttle import TokenBucket
 from dataplane.transfer import (
     Destination,
@@ -41,12 +40,13 @@ from drivers.filesystem.config import Directory, FileConfig
 from drivers.filesystem.driver import FileDriver
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import StoreOptions
+from tests.fakes.faulty import Fault, FaultyDriver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from dataplane.store import Offloaded, OffloadOptions, ReadStream, Source, WriteSession
+    from dataplane.store import Driver, Offloaded, OffloadOptions, ReadStream, Source
 
 KEY = "d8a2a5a4-0e8b-4a4c-9a64-2d8a6f0b5a11"
 CHUNK = 4096
@@ -84,7 +84,7 @@ async def content(driver: MemoryDriver) -> bytes:
         return bytes(buffer[: filled.size_bytes])
 
 
-def to(*stores: MemoryDriver) -> list[Destination]:
+def to(*stores: Driver) -> list[Destination]:
     return [Destination(store=driver, key=KEY, attempt="job.1") for driver in stores]
 
 
@@ -102,50 +102,14 @@ class _Twisted(MemoryDriver):
             yield stream
 
 
-class _FailsOnCommit(MemoryDriver):
-    """A store that takes all bytes and then cannot make them durable."""
-
-    @asynccontextmanager
-    async def open_write(  # type: ignore[override]  # the session is another kind of session
-        self,
-        key: str,
-        options: WriteOptions = WriteOptions(),  # noqa: B008 - frozen
-    ) -> AsyncIterator[WriteSession]:
-        async with super().open_write(key, options) as session:
-            session.commit = self._fail  # type: ignore[method-assign]  # that is the fault
-            yield session
-
-    async def _fail(self) -> ObjectInfo:
-        await asyncio.sleep(0.01)
-        raise StoreIOError(f"{self.name}/{KEY}: fsync failed", store=self.name, key=KEY)
-
-
-class _FailsOnWrite(MemoryDriver):
-    """A store that is full after two chunks, whatever size was declared."""
-
-    @asynccontextmanager
-    async def open_write(  # type: ignore[override]  # the session is another kind of session
-        self,
-        key: str,
-        options: WriteOptions = WriteOptions(),  # noqa: B008 - frozen
-    ) -> AsyncIterator[WriteSession]:
-        async with super().open_write(key, options) as session:
-            write = session.write
-
-            async def until_full(data: memoryview, *, is_hole: bool = False) -> None:
-                if len(session.data) >= 2 * CHUNK:
-                    raise StoreFullError(f"{self.name}/{key}: no space", store=self.name, key=key)
-                await write(data, is_hole=is_hole)
-
-            session.write = until_full  # type: ignore[method-assign]  # that is the fault
-            yield session
-
-
-async def failing(where: str) -> MemoryDriver:
+async def failing(where: str) -> tuple[MemoryDriver, Driver]:
+    """A store that fails at this point, bare and as it is to be used."""
     if where == "open":
-        return await fill(store("bad"), b"somebody else's")
-    kind = {"write": _FailsOnWrite, "commit": _FailsOnCommit}[where]
-    return kind("bad", MemoryConfig(), StoreOptions())
+        bare = await fill(store("bad"), b"somebody else's")
+        return bare, bare
+    bare = store("bad")
+    error = StoreIOError(f"bad/{KEY}: EIO", store="bad", key=KEY)
+    return bare, FaultyDriver(bare, Fault(call=where, error=error, at=3 if where == "write" else 1))
 
 
 async def test_one_read_fills_every_destination(engine: Engine) -> None:
@@ -318,11 +282,11 @@ async def test_an_upper_case_digest_is_the_same_digest(engine: Engine) -> None:
 @pytest.mark.parametrize("where", ["open", "write", "commit"])
 async def test_one_failing_destination_undoes_all(engine: Engine, where: str) -> None:
     source, good = await fill(store("source")), store("good")
-    bad = await failing(where)
+    bad, used = await failing(where)
     before = bad.names
-    error = {"open": AlreadyExistsError, "write": StoreFullError, "commit": StoreIOError}[where]
+    error = AlreadyExistsError if where == "open" else StoreIOError
     with pytest.raises(error, match=f"bad/{KEY}"):
-        await transfer(source, KEY, to(good, bad), engine=engine, digests=("md5",), must_read=True)
+        await transfer(source, KEY, to(good, used), engine=engine, digests=("md5",), must_read=True)
     assert good.names == set()
     assert bad.names == before
 
@@ -330,12 +294,12 @@ async def test_one_failing_destination_undoes_all(engine: Engine, where: str) ->
 @pytest.mark.parametrize("where", ["open", "write", "commit"])
 async def test_each_destination_can_succeed_on_its_own_terms(engine: Engine, where: str) -> None:
     source, good = await fill(store("source")), store("good")
-    bad = await failing(where)
+    bad, used = await failing(where)
     before = bad.names
     report = await transfer(
         source,
         KEY,
-        to(bad, good),
+        to(used, good),
         engine=engine,
         digests=("md5",),
         must_read=True,
@@ -362,8 +326,8 @@ async def test_when_no_destination_succeeds_the_error_is_raised(engine: Engine) 
 
 async def test_without_an_attempt_the_committed_object_is_undone_by_its_identity(engine: Engine) -> None:
     source, good = await fill(store("source")), store("good")
-    bad = _FailsOnCommit("bad", MemoryConfig(), StoreOptions())
-    destinations = [Destination(store=driver, key=KEY) for driver in (good, bad)]
+    bad, used = await failing("commit")
+    destinations = [Destination(store=driver, key=KEY) for driver in (good, used)]
     with pytest.raises(StoreIOError):
         await transfer(source, KEY, destinations, engine=engine, digests=(), must_read=True)
     assert good.names == bad.names == set()
