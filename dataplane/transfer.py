@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_UNDO_TIMEOUT_S = 3.0
+"""How long a store may take to forget an attempt: cancelling is honoured within 5 s."""
+
 
 class VerifyMode(StrEnum):
     """What has to be checked before a destination counts as done.
@@ -638,19 +641,22 @@ def _wrong_size(store: str, key: str, size_bytes: int | None, wanted: int) -> Si
 
 
 async def _clear(destinations: Sequence[Destination], job: _Transfer) -> None:
-    """Undo what a failed or cancelled transfer left; a cancelled caller still waits for it.
+    """Undo what a failed or cancelled transfer left; a cancelled caller still waits for it, but not for ever.
 
-    A store that does not answer now is left to the ledger: the attempt's name finds the rest later.
+    What a store does not clear in time is left to whoever knows the attempt's name: it finds the rest later.
     """
 
     async def clear_one(destination: Destination) -> None:
         store, key = destination.store, destination.key
         outcome = job.outcomes.get(store.name)
         try:
-            if destination.attempt is not None:
-                await store.clear_attempt(key, destination.attempt, keep_object=False)
-            elif outcome is not None and outcome.info is not None:
-                await store.delete(key, identity=outcome.info.identity)
+            async with asyncio.timeout(_UNDO_TIMEOUT_S):
+                if destination.attempt is not None:
+                    await store.clear_attempt(key, destination.attempt, keep_object=False)
+                elif outcome is not None and outcome.info is not None:
+                    await store.delete(key, identity=outcome.info.identity)
+        except TimeoutError:
+            log.warning("%s/%s: did not undo an attempt in %g s", store.name, key, _UNDO_TIMEOUT_S)
         except GlissadeError as error:
             log.warning("%s/%s: could not undo an attempt: %s", store.name, key, error)
 

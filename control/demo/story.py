@@ -16,7 +16,7 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -366,12 +366,17 @@ def _check_catalog(checks: Checks, sandbox: Sandbox, original: Original, image_i
     checks.that(said == truth, "the catalogue says so too", found=said)
 
 
-def _digest(file: object) -> tuple[int, dict[str, str]]:
+class _Readable(Protocol):
+    """What a file and an HTTP response have in common."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def _digest(file: _Readable) -> tuple[int, dict[str, str]]:
     """Size and digests of what a binary file still holds."""
-    read = getattr(file, "read")  # noqa: B009 (an HTTP response and a file have no other type in common)
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in ALGORITHMS}
     size = 0
-    while block := read(MIB):
+    while block := file.read(MIB):
         size += len(block)
         for each in hashes.values():
             each.update(block)

@@ -333,6 +333,24 @@ async def test_without_an_attempt_the_committed_object_is_undone_by_its_identity
     assert good.names == bad.names == set()
 
 
+async def test_a_store_that_hangs_while_undoing_does_not_hold_a_cancelled_transfer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dataplane.transfer._UNDO_TIMEOUT_S", 0.05)
+    source, good, bare = await fill(store("source")), store("good"), store("stuck")
+    stuck = FaultyDriver(bare, Fault(call="write"), Fault(call="clear_attempt"))
+    work = asyncio.create_task(
+        transfer(source, KEY, to(good, stuck), engine=engine, digests=(), must_read=True)
+    )
+    await stuck.stalling.wait()
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(5):
+            await work
+    assert good.names == bare.names == set()
+    assert f"stuck/{KEY}: did not undo an attempt" in caplog.text
+
+
 async def test_a_missing_source_touches_nothing(engine: Engine) -> None:
     a = store("a")
     with pytest.raises(NotFoundError, match=f"source/{KEY}"):
