@@ -178,6 +178,14 @@ class ObjectChangedError(IntegrityError):
     code = "object_changed"
 
 
+class CheckpointLostError(StoreError):
+    """What an earlier session left unfinished is not there any more, or is not what its mark tells. Begin
+    anew.
+    """
+
+    code = "checkpoint_lost"
+
+
 class UnknownDigestError(GlissadeError):
     """The digest algorithm is not available here."""
 

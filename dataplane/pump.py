@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from dataplane.errors import GlissadeError, SizeMismatchError
@@ -42,7 +43,8 @@ class Tap(Protocol):
 class PumpSink:
     """A destination session as the pump sees it.
 
-    `abandon` is awaited once when writing has failed and the others go on: it leaves the session.
+    `depth` is how many writes may be under way at once. `abandon` is awaited once when writing has failed and
+    the others go on: it leaves the session.
     """
 
     store: str
@@ -50,6 +52,7 @@ class PumpSink:
     session: WriteSession
     abandon: Callable[[GlissadeError], Awaitable[None]]
     limits: Sequence[TokenBucket] = ()
+    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +86,7 @@ async def pump(
     always end it, as does a stream longer than `max_bytes` (`SizeMismatchError`). On return, error and
     cancellation alike no task runs on and every chunk is back in the pool.
     """
-    run = _Run(pool, window_chunks, progress)
+    run = _Run(pool, window_chunks + max((sink.depth - 1 for sink in sinks), default=0), progress)
     reader = _Reader(stream, source, run, limits, stall_timeout_s)
     writers = [_Writer(sink, stall_timeout_s) for sink in sinks]
     lanes: list[_Lane] = [*writers, *(_Hasher(digest) for digest in digests.members)]
@@ -327,17 +330,52 @@ class _Writer(_Lane):
         self._stall_timeout_s = stall_timeout_s
 
     async def work(self) -> None:
-        sink = self.sink
+        if self.sink.depth > 1:
+            await self._work_side_by_side()
+            return
         while (chunk := await self.queue.get()) is not None:
             try:
-                if not chunk.is_hole:
-                    await take_from_all(sink.limits, len(chunk.data))
-                async with progress_within(
-                    self._stall_timeout_s, store=sink.store, key=sink.key, doing="writing"
-                ):
-                    await sink.session.write(chunk.data, is_hole=chunk.is_hole)
+                await self._pay(chunk)
+                await self._write(chunk)
             finally:
                 chunk.done()
+
+    async def _work_side_by_side(self) -> None:
+        """As many writes at once as the store takes. A new task runs up to its first await before the next
+        one does, so writes begin in order as long as nothing is awaited before them: limits are paid here.
+        """
+        room = asyncio.Semaphore(self.sink.depth)
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    await room.acquire()
+                    chunk = await self.queue.get()
+                    if chunk is None:
+                        return
+                    try:
+                        await self._pay(chunk)
+                    except BaseException:
+                        chunk.done()
+                        raise
+                    task = group.create_task(self._write(chunk))
+                    task.add_done_callback(partial(self._let_go, chunk, room))
+        except BaseExceptionGroup as errors:
+            raise lone_error(errors)  # noqa: B904 - its own cause must stay; the group is its context
+
+    @staticmethod
+    def _let_go(chunk: _Chunk, room: asyncio.Semaphore, _: asyncio.Task[None]) -> None:
+        """Here and not in the task: one that is cancelled before it began runs nothing of itself."""
+        chunk.done()
+        room.release()
+
+    async def _pay(self, chunk: _Chunk) -> None:
+        if not chunk.is_hole:
+            await take_from_all(self.sink.limits, len(chunk.data))
+
+    async def _write(self, chunk: _Chunk) -> None:
+        sink = self.sink
+        async with progress_within(self._stall_timeout_s, store=sink.store, key=sink.key, doing="writing"):
+            await sink.session.write(chunk.data, is_hole=chunk.is_hole)
 
 
 class _Hasher(_Lane):

@@ -59,6 +59,18 @@ class ReadOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WriteMark:
+    """How far an unfinished object has come, and what its driver needs to go on with it.
+
+    `size_bytes`: that many bytes from the beginning are in the store. `state` is the driver's own (the
+    attempt's name, an upload id, the parts): JSON can hold it, and it holds no secret.
+    """
+
+    size_bytes: int
+    state: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WriteOptions:
     """How to write an object.
 
@@ -66,10 +78,15 @@ class WriteOptions:
     commit with `SizeMismatchError`. `attempt` names this attempt: everything the session creates carries
     the name, so that `Driver.clear_attempt` finds it after a crash. None: nobody will come back for it,
     commit leaves no mark.
+
+    `resume`: go on with what an earlier session left, instead of beginning: the first byte written is the
+    one at `resume.size_bytes`, and what was found now carries this session's `attempt`. Raises
+    `CheckpointLostError` on entering, with nothing changed, when that is not there any more.
     """
 
     size_bytes: int | None = None
     attempt: str | None = None
+    resume: WriteMark | None = None
 
 
 class Intent(StrEnum):
@@ -141,7 +158,8 @@ class Capabilities:
     """Facts about this configured store, and optional operations as a callable or None.
 
     `origin` is what a destination of the same kind needs to offload from this store; only drivers of that
-    kind understand it (isinstance). `io_bytes` is the unit in which reads and writes are cheapest, a hint.
+    kind understand it (isinstance). `write_depth`: how many calls of a session's `write` may be under way at
+    once.
     """
 
     copy_from: OffloadCopy | None = None
@@ -150,6 +168,7 @@ class Capabilities:
     sparse: bool = False
     writable: bool = True
     deletable: bool = True
+    write_depth: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,12 +214,34 @@ class ReadStream(Protocol):
 
 
 class WriteSession(Protocol):
-    """One object being written; belongs to one task. Leaving it without `commit` leaves nothing behind."""
+    """One object being written; belongs to one transfer. Leaving it without `commit` leaves nothing behind,
+    unless `keep` was called.
+    """
 
     async def write(self, data: memoryview, *, is_hole: bool = False) -> None:
         """Append. On return the data was consumed and the buffer may be reused. With `is_hole` the data are
         zeroes that a sparse store need not store. After an error or cancellation only leaving the
         session is allowed.
+
+        Up to `Capabilities.write_depth` calls may be under way at once: each takes its place in the object
+        before it first awaits anything, so the order of starting is the order of the bytes, and none waits
+        for one that was started later.
+        """
+        ...
+
+    async def checkpoint(self) -> WriteMark | None:
+        """How far the object has come, for `WriteOptions.resume` in another session, also of another process.
+
+        No `write` is under way. The mark may tell less than was written (whole parts only). What it tells
+        outlives this process; whether it outlives a power cut, the reader has to find out. None: this session
+        cannot be resumed.
+        """
+        ...
+
+    async def keep(self) -> WriteMark | None:
+        """As `checkpoint`, for the last time: leaving the session afterwards keeps what the mark tells, until
+        it is resumed or its attempt is cleared. May be called after a `write` failed or was cancelled; counts
+        only writes that returned. None: nothing is kept.
         """
         ...
 

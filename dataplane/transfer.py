@@ -573,6 +573,7 @@ class _Opened:
             session=self.session,
             abandon=self.leave,
             limits=self.destination.limits,
+            depth=self.destination.store.capabilities.write_depth,
         )
 
     async def leave(self, error: GlissadeError) -> None:

@@ -30,6 +30,7 @@ from dataplane.store import (
     OffloadOffer,
     ReadOptions,
     StoreSpace,
+    WriteMark,
     WriteOptions,
 )
 
@@ -252,6 +253,12 @@ class _WriteSession:
             raise self._wrong_size(len(self.data) + data.nbytes)
         self._driver.check_space(self._attempt.key, data.nbytes)
         self.data += bytes(data.nbytes) if is_hole else data
+
+    async def checkpoint(self) -> WriteMark | None:
+        return None
+
+    async def keep(self) -> WriteMark | None:
+        return None
 
     async def commit(self) -> ObjectInfo:
         if self._options.size_bytes not in (None, len(self.data)):

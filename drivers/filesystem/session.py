@@ -15,7 +15,7 @@ from drivers.filesystem.syscalls import set_direct, start_writeback
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from dataplane.store import ObjectInfo
+    from dataplane.store import ObjectInfo, WriteMark
     from drivers.blocking import BlockingThreads
     from drivers.filesystem.attempt import AttemptFile
     from drivers.filesystem.config import FileConfig
@@ -65,6 +65,12 @@ class FileWriteSession:
             self._at += size
         elif size:
             await self._threads.run(self._write, data)
+
+    async def checkpoint(self) -> WriteMark | None:
+        return None
+
+    async def keep(self) -> WriteMark | None:
+        return None
 
     async def commit(self) -> ObjectInfo:
         if self._size_bytes is not None and self._at != self._size_bytes:

@@ -21,6 +21,7 @@ from dataplane.store import (
     ReadStream,
     Source,
     StoreSpace,
+    WriteMark,
     WriteOptions,
     WriteSession,
 )
@@ -175,6 +176,12 @@ class _TracedSession:
         await self._inner.write(data, is_hole=is_hole)
         if not is_hole:
             self._trace.moved("write", len(data))
+
+    async def checkpoint(self) -> WriteMark | None:
+        return await self._inner.checkpoint()
+
+    async def keep(self) -> WriteMark | None:
+        return await self._inner.keep()
 
     async def commit(self) -> ObjectInfo:
         with self._trace.timed("commit"):

@@ -18,6 +18,7 @@ from dataplane.store import (
     ReadOptions,
     ReadStream,
     Source,
+    WriteMark,
     WriteOptions,
     WriteSession,
 )
@@ -93,6 +94,12 @@ class _WatchedSession:
     async def write(self, data: memoryview, *, is_hole: bool = False) -> None:
         async with progress_within(self._stall_timeout_s, store=self._store, key=self._key, doing="writing"):
             await self._inner.write(data, is_hole=is_hole)
+
+    async def checkpoint(self) -> WriteMark | None:
+        return await self._inner.checkpoint()
+
+    async def keep(self) -> WriteMark | None:
+        return await self._inner.keep()
 
     async def commit(self) -> ObjectInfo:
         return await self._inner.commit()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ReadStream,
         Source,
         StoreSpace,
+        WriteMark,
         WriteOptions,
         WriteSession,
     )
@@ -160,6 +161,12 @@ class _FaultySession:
 
     async def write(self, data: memoryview, *, is_hole: bool = False) -> None:
         await self._store.do("write", lambda: self._inner.write(data, is_hole=is_hole))
+
+    async def checkpoint(self) -> WriteMark | None:
+        return await self._store.do("checkpoint", self._inner.checkpoint)
+
+    async def keep(self) -> WriteMark | None:
+        return await self._store.do("keep", self._inner.keep)
 
     async def commit(self) -> ObjectInfo:
         return await self._store.do("commit", self._inner.commit)

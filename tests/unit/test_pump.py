@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from dataplane.digests import DigestSet, HashThreads
 from dataplane.errors import GlissadeError, SizeMismatchError, StalledError, StoreFullError, UnavailableError
 from dataplane.progress import Progress
 from dataplane.pump import Pumped, PumpSink, Tap, pump
-from dataplane.store import Filled, ObjectInfo
+from dataplane.store import Filled, ObjectInfo, WriteMark
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -92,6 +93,12 @@ class Session:
             self.holes.append((len(self.data), len(data)))
         self.data += data
 
+    async def checkpoint(self) -> WriteMark | None:
+        return None
+
+    async def keep(self) -> WriteMark | None:
+        return None
+
     async def commit(self) -> ObjectInfo:
         return ObjectInfo(key="image", size_bytes=len(self.data))
 
@@ -117,6 +124,30 @@ async def pool() -> AsyncIterator[BufferPool]:
 
 
 @dataclass
+class DeepSession(Session):
+    """A destination that takes several writes at once, each in its place, and ends them in any order."""
+
+    under_way: int = 0
+    most_under_way: int = 0
+
+    async def write(self, data: memoryview, *, is_hole: bool = False) -> None:
+        at = len(self.data)
+        self.data += bytes(len(data))
+        self.writes += 1
+        number = self.writes
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            for _ in range(random.Random(number).randrange(40)):
+                await asyncio.sleep(0)
+            if number == self.fail_at:
+                raise StoreFullError("slow/image: no space", store="slow", key="image")
+            self.data[at : at + len(data)] = data
+        finally:
+            self.under_way -= 1
+
+
+@dataclass
 class Rig:
     """A pump with everything at hand."""
 
@@ -135,11 +166,18 @@ class Rig:
         taps: Sequence[Tap] = (),
         max_bytes: int | None = None,
         all_must_succeed: bool = True,
+        depth: int = 1,
     ) -> tuple[Pumped, dict[str, str]]:
         hashes = DigestSet(digests, self.hashing)
         self.progress.begin("transfer", stream.info.size_bytes)
         sinks = [
-            PumpSink(store=f"store{number}", key="image", session=session, abandon=session.abandon)
+            PumpSink(
+                store=f"store{number}",
+                key="image",
+                session=session,
+                abandon=session.abandon,
+                depth=depth if isinstance(session, DeepSession) else 1,
+            )
             for number, session in enumerate(sessions)
         ]
         pumped = await pump(
@@ -335,3 +373,42 @@ async def test_the_cause_of_an_error_is_kept(rig: Rig) -> None:
     with pytest.raises(StoreFullError) as caught:
         await rig(Stream(bytes(CHUNK)), [Broken()])
     assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_a_store_may_have_several_writes_under_way(rig: Rig) -> None:
+    data = random.Random(7).randbytes(30 * CHUNK + 5)
+    deep, plain = DeepSession(), Session()
+    await rig(Stream(data), [deep, plain], depth=3)
+    assert deep.data == plain.data == data
+    assert deep.most_under_way == 3
+    assert plain.writes == 31
+
+
+async def test_a_failing_write_among_several_ends_the_others(rig: Rig) -> None:
+    deep = DeepSession(fail_at=9)
+    with pytest.raises(StoreFullError):
+        await rig(Stream(bytes(30 * CHUNK)), [deep], depth=3)
+    assert deep.under_way == 0
+
+
+async def test_a_deep_store_that_is_dropped_does_not_stop_the_others(rig: Rig) -> None:
+    data = random.Random(8).randbytes(30 * CHUNK)
+    deep, plain = DeepSession(fail_at=5), Session()
+    pumped, _ = await rig(Stream(data), [deep, plain], depth=3, all_must_succeed=False)
+    assert list(pumped.dropped) == [0]
+    assert len(deep.abandoned) == 1
+    assert deep.under_way == 0
+    assert plain.data == data
+
+
+async def test_cancelling_at_any_step_leaves_no_write_under_way(rig: Rig) -> None:
+    for steps in range(0, 120, 3):
+        deep = DeepSession()
+        task = asyncio.create_task(rig(Stream(bytes(20 * CHUNK)), [deep], depth=3))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert deep.under_way == 0
+        assert rig.pool.free_chunks == 4
