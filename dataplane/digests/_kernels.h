@@ -30,11 +30,12 @@ struct kernel {
 extern const struct kernel KERNELS[];
 extern const size_t KERNEL_COUNT;
 
-/* The kernel that does md5 and sha512 of 8 streams together, where the CPU can run one; else NULL. */
+/* The kernel that does md5 and sha512 of so many streams (8 or 4) together, where the CPU can run one; else NULL. */
 #define BOTH_LANES 8
+#define FEW_BOTH_LANES 4
 typedef void (*both_fn)(void *const md5_chains[], void *const sha512_chains[], const uint8_t *const data[],
                         size_t blocks);
-both_fn both_kernel(void);
+both_fn both_kernel(size_t lanes);
 
 static inline size_t block_bytes(enum family family) { return family == SHA512 ? 128 : 64; }
 
@@ -64,6 +65,8 @@ DECLARE(sha512_x4_avx512);
 DECLARE(sha512_x8_avx512);
 #undef DECLARE
 /* md5 and sha512 of the same bytes; `blocks` of 128 bytes. */
+void md5_sha512_x4_avx512(void *const md5_chains[], void *const sha512_chains[], const uint8_t *const data[],
+                          size_t blocks);
 void md5_sha512_x8_avx512(void *const md5_chains[], void *const sha512_chains[], const uint8_t *const data[],
                           size_t blocks);
 #endif

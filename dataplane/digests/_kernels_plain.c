@@ -88,11 +88,12 @@ const struct kernel KERNELS[] = {
 };
 const size_t KERNEL_COUNT = sizeof KERNELS / sizeof KERNELS[0];
 
-both_fn both_kernel(void)
+both_fn both_kernel(size_t lanes)
 {
 #ifdef GLISSADE_X86
     if (has_avx512())
-        return md5_sha512_x8_avx512;
+        return lanes == FEW_BOTH_LANES ? md5_sha512_x4_avx512 : md5_sha512_x8_avx512;
 #endif
+    (void)lanes;
     return NULL;
 }

@@ -424,7 +424,7 @@ static PyObject *has_both(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
-    return PyBool_FromLong(both_kernel() != NULL);
+    return PyBool_FromLong(both_kernel(BOTH_LANES) != NULL);
 }
 
 static PyMethodDef methods[] = {

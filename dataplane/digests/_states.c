@@ -135,24 +135,24 @@ void states_update(const struct plan *plan, struct hash_state *const states[], c
 void states_update_both(const struct plan *md5_plan, const struct plan *sha512_plan, struct hash_state *const md5[],
                         struct hash_state *const sha512[], const uint8_t *const data[], size_t count, size_t size)
 {
-    const both_fn kernel = both_kernel();
     const uint8_t *rest[MOST_STREAMS];
-    size_t blocks = kernel == NULL ? 0 : size / 128;
+    size_t blocks = both_kernel(BOTH_LANES) == NULL ? 0 : size / 128;
     for (size_t i = 0; i < count; i++)
         if (md5[i]->length % 64 != 0 || sha512[i]->length % 128 != 0)
             blocks = 0;
-    for (size_t first = 0; blocks > 0 && first < count; first += BOTH_LANES) {
+    for (size_t first = 0, lanes; blocks > 0 && first < count; first += lanes) {
         uint64_t nowhere[2][BOTH_LANES][8];
         void *chains[2][BOTH_LANES];
-        const uint8_t *lanes[BOTH_LANES];
+        const uint8_t *sources[BOTH_LANES];
+        lanes = count - first <= FEW_BOTH_LANES ? FEW_BOTH_LANES : BOTH_LANES;
         memset(nowhere, 0, sizeof nowhere);
-        for (size_t i = 0; i < BOTH_LANES; i++) {
+        for (size_t i = 0; i < lanes; i++) {
             const int is_used = first + i < count;
             chains[0][i] = is_used ? (void *)&md5[first + i]->chain : nowhere[0][i];
             chains[1][i] = is_used ? (void *)&sha512[first + i]->chain : nowhere[1][i];
-            lanes[i] = data[is_used ? first + i : first];
+            sources[i] = data[is_used ? first + i : first];
         }
-        kernel(chains[0], chains[1], lanes, blocks);
+        both_kernel(lanes)(chains[0], chains[1], sources, blocks);
     }
     for (size_t i = 0; i < count; i++) {
         md5[i]->length += blocks * 128;

@@ -41,7 +41,8 @@ BOTH = ("md5", "sha512")
 """The families that one kernel can do together, for the same bytes."""
 
 BOTH_LANES = 8
-BOTH_NAME = "md5+sha512 x8 avx512"
+FEW_BOTH_LANES = 4
+BOTH_NAME = "md5+sha512 x4/x8 avx512"
 
 _FAMILY_OF = {algorithm: family for family, algorithms in FAMILIES.items() for algorithm in algorithms}
 
@@ -195,7 +196,7 @@ def choose(lanes: Any, wanted: str = "") -> KernelUse:
 def _both_self_test(lanes: Any) -> str:
     """`self_test` of the kernel that does md5 and sha512 together; the ones for each are tested before."""
     material = memoryview(_material())
-    for count in (BOTH_LANES, BOTH_LANES - 1):
+    for count in (BOTH_LANES, BOTH_LANES - 1, FEW_BOTH_LANES, FEW_BOTH_LANES - 1):
         states = [[lanes.State(family) for _ in range(count)] for family in BOTH]
         seen = [b""] * count
         for at, length in enumerate((128, 640, 0, 1024, 1000)):
@@ -213,14 +214,16 @@ def _both_self_test(lanes: Any) -> str:
 def _both_from(lanes: Any, used: Mapping[str, Sequence[Kernel]]) -> int:
     """The least number of streams for which doing both together costs less than one after the other."""
     data = memoryview(bytes(8192))
-    best = float("inf")
+    best = dict.fromkeys((FEW_BOTH_LANES, BOTH_LANES), float("inf"))
     for _ in range(_MEASURE_ROUNDS):
-        states = [[lanes.State(family) for _ in range(BOTH_LANES)] for family in BOTH]
-        started = time.perf_counter_ns()
-        lanes.advance_both(*states, [data] * BOTH_LANES, len(data))
-        best = min(best, (time.perf_counter_ns() - started) / len(data))
+        for width in best:
+            states = [[lanes.State(family) for _ in range(width)] for family in BOTH]
+            started = time.perf_counter_ns()
+            lanes.advance_both(*states, [data] * width, len(data))
+            best[width] = min(best[width], (time.perf_counter_ns() - started) / len(data))
     for count in range(2, BOTH_LANES + 1):
-        if best < sum(_cost(used[family], count) for family in BOTH):
+        together = best[FEW_BOTH_LANES if count <= FEW_BOTH_LANES else BOTH_LANES]
+        if together < sum(_cost(used[family], count) for family in BOTH):
             return count
     return 0
 
