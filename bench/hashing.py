@@ -20,8 +20,8 @@ import uvloop
 
 from bench.measure import Window
 from bench.model import OURS
+from dataplane.buffers import DEFAULT_CHUNK_BYTES as CHUNK_BYTES
 from dataplane.digests import DigestSet, HashThreads, kernels, kernels_in_use, saved
-from dataplane.store import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,9 +49,9 @@ def main(text: str) -> None:
 
 def _chunks(streams: int) -> list[list[memoryview]]:
     """Different bytes for every stream, page by page as in the pool."""
-    whole = memoryview(mmap.mmap(-1, streams * CHUNKS * MIB))
-    block = random.Random(1).randbytes(MIB)
-    chunks = [whole[at : at + MIB] for at in range(0, len(whole), MIB)]
+    whole = memoryview(mmap.mmap(-1, streams * CHUNKS * CHUNK_BYTES))
+    block = random.Random(1).randbytes(CHUNK_BYTES)
+    chunks = [whole[at : at + CHUNK_BYTES] for at in range(0, len(whole), CHUNK_BYTES)]
     for number, chunk in enumerate(chunks):
         chunk[:] = block
         chunk[:8] = (number % CHUNKS + number // CHUNKS).to_bytes(8, "little")
@@ -66,7 +66,7 @@ async def _ours(arguments: dict[str, Any]) -> tuple[Window, list[dict[str, str]]
 
     async def feed(stream: int, member: int) -> None:
         digest = sets[stream].members[member]
-        for number in range(arguments["size_bytes"] // MIB):
+        for number in range(arguments["size_bytes"] // CHUNK_BYTES):
             await digest.update([chunks[stream][number % CHUNKS]])
 
     try:
@@ -89,7 +89,7 @@ async def _hashlib(arguments: dict[str, Any]) -> tuple[Window, list[dict[str, st
 
     async def feed(stream: int, member: int, executor: ThreadPoolExecutor) -> None:
         update: Callable[[memoryview], None] = states[stream][member].update
-        for number in range(arguments["size_bytes"] // MIB):
+        for number in range(arguments["size_bytes"] // CHUNK_BYTES):
             await loop.run_in_executor(executor, update, chunks[stream][number % CHUNKS])
 
     with ThreadPoolExecutor(os.cpu_count()) as executor, Window() as window:
@@ -113,8 +113,8 @@ def _kernels_alone(arguments: dict[str, Any]) -> Window:
     if len(algorithms) > 1:
         md5, sha512 = ([saved.new(name) for _ in range(streams)] for name in algorithms)
         with Window() as window:
-            for number in range(arguments["size_bytes"] // MIB):
-                kernels.advance_both(md5, sha512, [stream[number % CHUNKS] for stream in chunks], MIB)
+            for number in range(arguments["size_bytes"] // CHUNK_BYTES):
+                kernels.advance_both(md5, sha512, [stream[number % CHUNKS] for stream in chunks], CHUNK_BYTES)
         return window
     algorithm = algorithms[0]
     lanes = kernels.load().lanes(algorithm)
@@ -122,10 +122,10 @@ def _kernels_alone(arguments: dict[str, Any]) -> Window:
         return _hashlib_alone({**arguments, "threads": 1})
     states = [saved.new(algorithm) for _ in range(streams)]
     with Window() as window:
-        for number in range(arguments["size_bytes"] // MIB):
+        for number in range(arguments["size_bytes"] // CHUNK_BYTES):
             for first in range(0, streams, lanes):
                 views = [chunks[stream][number % CHUNKS] for stream in range(streams)[first : first + lanes]]
-                kernels.advance(states[first : first + lanes], views, MIB)
+                kernels.advance(states[first : first + lanes], views, CHUNK_BYTES)
     return window
 
 
@@ -138,7 +138,7 @@ def _hashlib_alone(arguments: dict[str, Any]) -> Window:
         for name in arguments["algorithms"]:
             for stream in mine:
                 state = hashlib.new(name, usedforsecurity=False)
-                for number in range(arguments["size_bytes"] // MIB):
+                for number in range(arguments["size_bytes"] // CHUNK_BYTES):
                     state.update(stream[number % CHUNKS])
 
     workers = [threading.Thread(target=work, args=(chunks[first::threads],)) for first in range(threads)]

@@ -14,8 +14,9 @@ from bench import floors
 from bench.hashing import FLOOR_HASHLIB, FLOOR_KERNELS, HASHLIB_THREADS
 from bench.measure import run_ours
 from bench.model import FLOOR, OURS, BenchError, Comparison, Plan, Sample, Scenario, Trial, Workplace
+from dataplane.buffers import DEFAULT_CHUNK_BYTES
 from dataplane.digests.kernels import load
-from dataplane.store import GIB, MIB
+from dataplane.store import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,10 @@ _TOTAL_BYTES = GIB
 @contextmanager
 def prepare(streams: int, place: Workplace) -> Iterator[Plan]:
     """No files: every run makes its bytes, the same in all."""
-    size_bytes = max(MIB, min(place.size_bytes, _TOTAL_BYTES) // streams // MIB * MIB)
+    size_bytes = max(
+        DEFAULT_CHUNK_BYTES,
+        min(place.size_bytes, _TOTAL_BYTES) // streams // DEFAULT_CHUNK_BYTES * DEFAULT_CHUNK_BYTES,
+    )
     case = f"{streams} stream{'s' if streams > 1 else ''}, md5+sha512"
     both = "hashlib md5 and sha512, two threads" if streams > 1 else floors.MD5_BESIDE_SHA512
     agreed: list[object] = []
