@@ -28,7 +28,7 @@ help:  ## show this list
 setup:  ## create .venv with the locked dependencies and the project itself
 	@tools/setup
 
-services:
+services:  ## install the foreign programs and servers that tests run for real (as root, with apt)
 	@tools/services
 
 rivals: setup
@@ -55,7 +55,7 @@ bench: rivals  ## measure us beside our rivals; ARGS="--quick", ARGS="--list"
 demo: setup  ## import, verify and move an image through a daemon of its own below var/demo
 	@$(BIN)/python -m control.demo $(if $(IMAGE),--image '$(IMAGE)') $(ARGS)
 
-lock:  ## renew the lock files in requirements/ from pyproject.toml and rivals.in
+lock:  ## renew the lock files in requirements/ from pyproject.toml and requirements/*.in
 	@tools/lock
 
 clean:  ## remove environments, caches and var/

@@ -1,4 +1,4 @@
-"""What all tests share: leaving out what the machine cannot do, and file systems mounted once per session."""
+"""What all tests share: leaving out what the machine cannot do; file systems and servers for a session."""
 
 from __future__ import annotations
 
@@ -9,14 +9,28 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.services import loopfs
+from tests.services.park import UNAVAILABLE, Park
+
+pytest.register_assert_rewrite("tests.integration.interop_suite", "tests.integration.glance_store")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.services.ceph import Ceph
+    from tests.services.endpoints import SwiftEndpoint
+    from tests.services.keystone import Keystone
+    from tests.services.swift import Swift
+
+STARTING_TIMEOUT_S = 400
+"""For a test that may have to wait for servers to start, on a busy machine."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`make test SERVICES=none` leaves out everything that needs foreign programs, servers or mounts."""
+    for item in items:
+        if "services" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(STARTING_TIMEOUT_S))
     if os.environ.get("SERVICES", "all") != "none":
         return
     for item in items:
@@ -47,3 +61,48 @@ def skip_unless_mountable(kind: str) -> None:
     reason = loopfs.unavailable(kind)
     if reason is not None:
         pytest.skip(f"no {kind} here: {reason}")
+
+
+@pytest.fixture(scope="session")
+def services(request: pytest.FixtureRequest) -> Iterator[Park]:
+    """The real servers, none of them started yet. Ask for one by the fixtures below."""
+    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    with Park(wanted) as park:
+        yield park
+
+
+@pytest.fixture(scope="session")
+def ceph(services: Park) -> Ceph:
+    """A Ceph cluster for the whole session: use keys and image names of your own. Skips where it cannot run.
+
+    A test that stops a daemon starts it again, whatever happens.
+    """
+    skip_unless_runnable("ceph")
+    return services.ceph()
+
+
+@pytest.fixture(scope="session")
+def swift_server(services: Park) -> Swift:
+    """A Swift with tempauth, and its S3 API, for the whole session. Skips where it cannot run."""
+    skip_unless_runnable("swift_server")
+    return services.swift()
+
+
+@pytest.fixture(scope="session")
+def keystone(services: Park) -> Keystone:
+    """A Keystone for the whole session. Skips where it cannot run."""
+    skip_unless_runnable("keystone")
+    return services.keystone()
+
+
+@pytest.fixture(scope="session")
+def swift_keystone(services: Park) -> SwiftEndpoint:
+    """An account of the session's Swift, by the session's Keystone. Skips where they cannot run."""
+    skip_unless_runnable("swift_keystone")
+    return services.swift_keystone()
+
+
+def skip_unless_runnable(service: str) -> None:
+    reason = "SERVICES=none" if os.environ.get("SERVICES") == "none" else UNAVAILABLE[service]()
+    if reason is not None:
+        pytest.skip(f"no {service} here: {reason}")
