@@ -6,7 +6,10 @@ Messages are for operators: they name the store and the object, and say what to 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from dataplane.store import WriteMark
 
 
 class GlissadeError(Exception):
@@ -179,11 +182,29 @@ class ObjectChangedError(IntegrityError):
 
 
 class CheckpointLostError(StoreError):
-    """What an earlier session left unfinished is not there any more, or is not what its mark tells. Begin
-    anew.
+    """What an earlier session left unfinished is not there any more, or is not what its mark tells. `left`
+    is a mark for what is still good of it; None: begin anew.
     """
 
     code = "checkpoint_lost"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        store: str,
+        key: str | None = None,
+        hint: str = "",
+        left: WriteMark | None = None,
+    ) -> None:
+        super().__init__(message, store=store, key=key, hint=hint)
+        self.left = left
+
+
+class CheckpointDamagedError(GlissadeError):
+    """A saved checkpoint is damaged, or of another version. Begin anew."""
+
+    code = "checkpoint_damaged"
 
 
 class UnknownDigestError(GlissadeError):

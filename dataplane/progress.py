@@ -22,13 +22,13 @@ class Progress:
         self.bytes_done = 0
         self._samples: deque[tuple[float, int]] = deque()
 
-    def begin(self, phase: str, size_bytes: int | None) -> None:
-        """Start a phase from zero."""
+    def begin(self, phase: str, size_bytes: int | None, *, bytes_done: int = 0) -> None:
+        """Start a phase from zero, or from what was done before by somebody else."""
         self.phase = phase
         self.size_bytes = size_bytes
-        self.bytes_done = 0
+        self.bytes_done = bytes_done
         self._samples.clear()
-        self._samples.append((time.monotonic(), 0))
+        self._samples.append((time.monotonic(), bytes_done))
 
     def add(self, size_bytes: int) -> None:
         """Count bytes that every consumer has finished with."""

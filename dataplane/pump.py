@@ -4,6 +4,9 @@ The reader takes a chunk from the pool, fills it and hands it to every consumer 
 them lets go, the chunk returns to the pool. Each consumer works in a task of its own and in order, so the
 slowest one sets the pace and nobody waits for a sum of the others. A pump holds at most `window_chunks`
 chunks, and never more than its share of the pool: a slow transfer cannot empty it for the rest.
+
+A stream may begin in the middle of the object, and each consumer at a byte of its own: none sees what it has
+already. With a `Checkpointer` each tells how far it is before it lets go of the chunk.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+import xxhash
+
+from dataplane.digests import FAST_DIGEST
 from dataplane.errors import GlissadeError, SizeMismatchError
 from dataplane.stall import progress_within
 from dataplane.throttle import take_from_all
@@ -22,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from dataplane.buffers import BufferPool
-    from dataplane.digests import Digest, DigestSet
+    from dataplane.checkpoint import Checkpointer
+    from dataplane.digests import Digest, DigestSet, HashThreads
     from dataplane.progress import Progress
     from dataplane.store import ReadStream, WriteSession
     from dataplane.throttle import TokenBucket
@@ -43,8 +50,8 @@ class Tap(Protocol):
 class PumpSink:
     """A destination session as the pump sees it.
 
-    `depth` is how many writes may be under way at once. `abandon` is awaited once when writing has failed and
-    the others go on: it leaves the session.
+    `depth` is how many writes may be under way at once, `start` how many bytes the session has from before.
+    `abandon` is awaited once when writing has failed and the others go on: it leaves the session.
     """
 
     store: str
@@ -53,11 +60,14 @@ class PumpSink:
     abandon: Callable[[GlissadeError], Awaitable[None]]
     limits: Sequence[TokenBucket] = ()
     depth: int = 1
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pumped:
-    """What came through: bytes read, and the error of each sink that was dropped on the way, by index."""
+    """What came through: where the stream ended, counted from the object's beginning, and the error of each
+    sink that was dropped on the way, by index.
+    """
 
     size_bytes: int
     dropped: dict[int, GlissadeError]
@@ -77,19 +87,31 @@ async def pump(
     limits: Sequence[TokenBucket] = (),
     max_bytes: int | None = None,
     all_must_succeed: bool = True,
+    start: int = 0,
+    checkpointer: Checkpointer | None = None,
 ) -> Pumped:
-    """Read the stream to its end and give every byte to every consumer, each in order.
+    """Read the stream to its end and give every byte to every consumer that lacks it, each in order.
 
     On return every sink that is not in `dropped` has taken all bytes, and all digests are complete. With
     `all_must_succeed` the first failing sink ends the pump with its error; without, failing sinks are
     dropped until none is left, whose error is then raised. Errors of the source, of a tap or of a digest
     always end it, as does a stream longer than `max_bytes` (`SizeMismatchError`). On return, error and
     cancellation alike no task runs on and every chunk is back in the pool.
+
+    `start`: the byte of the object with which the stream begins; no consumer may lack one before. With a
+    `checkpointer` it is told of all progress, and on return the last of it is saved.
     """
     run = _Run(pool, window_chunks + max((sink.depth - 1 for sink in sinks), default=0), progress)
-    reader = _Reader(stream, source, run, limits, stall_timeout_s)
-    writers = [_Writer(sink, stall_timeout_s) for sink in sinks]
-    lanes: list[_Lane] = [*writers, *(_Hasher(digest) for digest in digests.members)]
+    writers = [_Writer(sink, stall_timeout_s, checkpointer) for sink in sinks]
+    lanes: list[_Lane] = [*writers, *(_Hasher(digest, checkpointer) for digest in digests.members)]
+    if any(lane.start < start for lane in lanes):
+        raise ValueError(f"a consumer lacks bytes before {start}")
+    if checkpointer is not None:
+        lanes.append(_PartHasher(digests.threads, checkpointer, start))
+    cuts = _Cuts(
+        {lane.start for lane in lanes}, checkpointer.part_bytes if checkpointer is not None else None, start
+    )
+    reader = _Reader(stream, source, run, limits, stall_timeout_s, cuts)
     dropped: dict[int, GlissadeError] = {}
 
     async def write(index: int, writer: _Writer) -> None:
@@ -100,16 +122,23 @@ async def pump(
             if all_must_succeed or len(dropped) == len(sinks):
                 raise
             writer.stop()
+            if checkpointer is not None:
+                checkpointer.drop(writer.sink.store)
             await writer.sink.abandon(error)
 
     try:
         with pool.user():
             async with asyncio.TaskGroup() as group:
-                for index, writer in enumerate(writers):
-                    group.create_task(write(index, writer))
-                for lane in lanes[len(writers) :]:
-                    group.create_task(lane.work())
-                size_bytes = await _feed(reader, run, lanes, taps, max_bytes)
+                if checkpointer is not None:
+                    group.create_task(checkpointer.run())
+                working = [group.create_task(write(index, writer)) for index, writer in enumerate(writers)]
+                working += [group.create_task(lane.work()) for lane in lanes[len(writers) :]]
+                feed = _Feed(reader, run, lanes, taps, max_bytes, checkpointer)
+                size_bytes = await feed.run(start)
+                if checkpointer is not None:
+                    if working:
+                        await asyncio.wait(working)
+                    checkpointer.end()
     except BaseExceptionGroup as errors:
         raise lone_error(errors)  # noqa: B904 - its own cause must stay; the group is its context
     finally:
@@ -118,27 +147,49 @@ async def pump(
     return Pumped(size_bytes=size_bytes, dropped=dropped)
 
 
-async def _feed(
-    reader: _Reader, run: _Run, lanes: Sequence[_Lane], taps: Sequence[Tap], max_bytes: int | None
-) -> int:
-    """Give every piece to every living lane, then the end mark; returns the bytes read."""
-    total = 0
-    while (piece := await reader.next_piece()) is not None:
-        total += len(piece.data)
-        # Between here and the last `put` nothing is awaited: the chunk has an owner at every moment.
-        receivers = [lane for lane in lanes if lane.alive]
-        chunk = _Chunk(run, piece, uses=len(receivers) + 1)
-        for lane in receivers:
-            lane.queue.put_nowait(chunk)
-        try:
-            _check_length(total, max_bytes, reader.store, reader.key)
-            for tap in taps:
-                tap.see(chunk.data)
-        finally:
-            chunk.done()
-    for lane in lanes:
-        lane.queue.put_nowait(None)
-    return total
+class _Feed:
+    """Hands every piece to every living lane that lacks it, then the end mark."""
+
+    def __init__(
+        self,
+        reader: _Reader,
+        run: _Run,
+        lanes: Sequence[_Lane],
+        taps: Sequence[Tap],
+        max_bytes: int | None,
+        checkpointer: Checkpointer | None,
+    ) -> None:
+        self._reader = reader
+        self._run = run
+        self._lanes = lanes
+        self._taps = taps
+        self._max_bytes = max_bytes
+        self._checkpointer = checkpointer
+
+    async def run(self, start: int) -> int:
+        """Returns the byte at which the stream ended."""
+        reader, at = self._reader, start
+        while (piece := await self._next_piece(at)) is not None:
+            # Between here and the last `put` nothing is awaited: the chunk has an owner at every moment.
+            receivers = [lane for lane in self._lanes if lane.alive and lane.start <= at]
+            chunk = _Chunk(self._run, piece, at, uses=len(receivers) + 1)
+            at = chunk.end
+            for lane in receivers:
+                lane.queue.put_nowait(chunk)
+            try:
+                _check_length(at, self._max_bytes, reader.store, reader.key)
+                for tap in self._taps:
+                    tap.see(chunk.data)
+            finally:
+                chunk.done()
+        for lane in self._lanes:
+            lane.queue.put_nowait(None)
+        return at
+
+    async def _next_piece(self, at: int) -> _Piece | None:
+        if self._checkpointer is not None:
+            await self._checkpointer.room(at + self._run.pool.chunk_bytes)
+        return await self._reader.next_piece()
 
 
 def _check_length(total: int, max_bytes: int | None, source: str, key: str) -> None:
@@ -206,15 +257,39 @@ class _Run:
         self._progress.add(len(piece.data))
 
 
+class _Cuts:
+    """Where pieces must end: where a consumer begins, and with every part. Then nobody takes half a piece."""
+
+    def __init__(self, starts: set[int], part_bytes: int | None, at: int) -> None:
+        self._starts = sorted(start for start in starts if start > at)
+        self._part_bytes = part_bytes
+        self._at = at
+
+    def room(self, wanted: int) -> int:
+        """How many of the wanted bytes may be in one piece."""
+        if self._starts:
+            wanted = min(wanted, self._starts[0] - self._at)
+        if self._part_bytes is not None:
+            wanted = min(wanted, self._part_bytes - self._at % self._part_bytes)
+        return wanted
+
+    def passed(self, size_bytes: int) -> None:
+        self._at += size_bytes
+        while self._starts and self._starts[0] <= self._at:
+            del self._starts[0]
+
+
 class _Chunk:
     """One piece on its way, and the number of consumers that still need it."""
 
-    __slots__ = ("_piece", "_run", "_uses")
+    __slots__ = ("_piece", "_run", "_uses", "end")
 
-    def __init__(self, run: _Run, piece: _Piece, *, uses: int) -> None:
+    def __init__(self, run: _Run, piece: _Piece, at: int, *, uses: int) -> None:
         self._run = run
         self._piece = piece
         self._uses = uses
+        self.end = at + len(piece.data)
+        """The byte of the object after its last one."""
 
     @property
     def data(self) -> memoryview:
@@ -243,6 +318,7 @@ class _Reader:
         run: _Run,
         limits: Sequence[TokenBucket],
         stall_timeout_s: float,
+        cuts: _Cuts,
     ) -> None:
         self._stream = stream
         self.store = source
@@ -250,6 +326,7 @@ class _Reader:
         self._run = run
         self._limits = limits
         self._stall_timeout_s = stall_timeout_s
+        self._cuts = cuts
         self._hole_bytes = 0  # A hole that was met while a chunk was being filled: it comes next.
         self._ended = False
 
@@ -262,6 +339,8 @@ class _Reader:
         finally:
             if piece is None:
                 self._run.leave()
+            else:
+                self._cuts.passed(len(piece.data))
         return piece
 
     def _pending_hole(self) -> _Piece | None:
@@ -276,7 +355,7 @@ class _Reader:
         buffer = await self._run.pool.acquire()
         piece: _Piece | None = None
         try:
-            if size := await self._read_until_full(buffer):
+            if size := await self._read_until_full(buffer[: self._cuts.room(len(buffer))]):
                 await take_from_all(self._limits, size)
                 piece = _Piece(buffer[:size], buffer)
         finally:
@@ -302,11 +381,12 @@ class _Reader:
 
 
 class _Lane(ABC):
-    """One consumer and its queue (bounded by the window; None is the end). `stop` may be called at any time
-    and twice.
+    """One consumer and its queue (bounded by the window; None is the end). It takes the bytes from `start`
+    on. `stop` may be called at any time and twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: int) -> None:
+        self.start = start
         self.queue: asyncio.Queue[_Chunk | None] = asyncio.Queue()
         self.alive = True
 
@@ -324,19 +404,34 @@ class _Lane(ABC):
 
 
 class _Writer(_Lane):
-    def __init__(self, sink: PumpSink, stall_timeout_s: float) -> None:
-        super().__init__()
+    def __init__(self, sink: PumpSink, stall_timeout_s: float, checkpointer: Checkpointer | None) -> None:
+        super().__init__(sink.start)
         self.sink = sink
         self._stall_timeout_s = stall_timeout_s
+        self._checkpointer = checkpointer
+        self._at = self._marked_at = sink.start
+        # Only with no write under way can a session be asked, and for that a deep one has to run dry.
+        self._step_bytes = 0
+        if checkpointer is not None:
+            deep = checkpointer.part_bytes * max(1, sink.depth // 2)
+            self._step_bytes = checkpointer.step_bytes if sink.depth == 1 else deep
 
     async def work(self) -> None:
         if self.sink.depth > 1:
             await self._work_side_by_side()
-            return
+        else:
+            await self._work_in_turn()
+        if self._at > self._marked_at:
+            await self._mark()
+
+    async def _work_in_turn(self) -> None:
         while (chunk := await self.queue.get()) is not None:
             try:
                 await self._pay(chunk)
                 await self._write(chunk)
+                self._at = chunk.end
+                if self._is_mark_due():
+                    await self._mark()
             finally:
                 chunk.done()
 
@@ -344,7 +439,8 @@ class _Writer(_Lane):
         """As many writes at once as the store takes. A new task runs up to its first await before the next
         one does, so writes begin in order as long as nothing is awaited before them: limits are paid here.
         """
-        room = asyncio.Semaphore(self.sink.depth)
+        depth = self.sink.depth
+        room = asyncio.Semaphore(depth)
         try:
             async with asyncio.TaskGroup() as group:
                 while True:
@@ -359,6 +455,13 @@ class _Writer(_Lane):
                         raise
                     task = group.create_task(self._write(chunk))
                     task.add_done_callback(partial(self._let_go, chunk, room))
+                    self._at = chunk.end
+                    if self._is_mark_due():
+                        for _ in range(depth):
+                            await room.acquire()
+                        await self._mark()
+                        for _ in range(depth):
+                            room.release()
         except BaseExceptionGroup as errors:
             raise lone_error(errors)  # noqa: B904 - its own cause must stay; the group is its context
 
@@ -377,26 +480,81 @@ class _Writer(_Lane):
         async with progress_within(self._stall_timeout_s, store=sink.store, key=sink.key, doing="writing"):
             await sink.session.write(chunk.data, is_hole=chunk.is_hole)
 
+    def _is_mark_due(self) -> bool:
+        return self._checkpointer is not None and self._at - self._marked_at >= self._step_bytes
+
+    async def _mark(self) -> None:
+        """Tell how far the destination is. No write is under way."""
+        if self._checkpointer is None:
+            return
+        sink = self.sink
+        async with progress_within(self._stall_timeout_s, store=sink.store, key=sink.key, doing="writing"):
+            mark = await sink.session.checkpoint()
+        self._marked_at = self._at
+        self._checkpointer.written(sink.store, mark, self._at)
+
 
 class _Hasher(_Lane):
-    def __init__(self, digest: Digest) -> None:
-        super().__init__()
+    def __init__(self, digest: Digest, checkpointer: Checkpointer | None) -> None:
+        super().__init__(digest.size_bytes or 0)
         self._digest = digest
+        self._checkpointer = checkpointer if digest.can_export else None
 
     async def work(self) -> None:
         ended = False
         while not ended:
-            batch: list[_Chunk] = []
-            first = await self.queue.get()
-            while first is not None:
-                batch.append(first)
-                if len(batch) == _HASH_BATCH or self.queue.empty():
-                    break
-                first = self.queue.get_nowait()
-            ended = first is None
+            batch, ended = await _next_batch(self.queue)
             try:
                 if batch:
                     await self._digest.update([chunk.data for chunk in batch])
+                    if self._checkpointer is not None:
+                        state = self._digest.export()
+                        self._checkpointer.digest_at(self._digest.algorithm, state, batch[-1].end)
             finally:
                 for chunk in batch:
                     chunk.done()
+
+
+class _PartHasher(_Lane):
+    """Digests every whole part by itself, for checkpoints. A part of which the beginning is not read again is
+    left out.
+    """
+
+    def __init__(self, threads: HashThreads, checkpointer: Checkpointer, start: int) -> None:
+        known = checkpointer.known_parts
+        part_bytes = checkpointer.part_bytes
+        super().__init__(max(known, -(-start // part_bytes)) * part_bytes)
+        self._threads = threads
+        self._checkpointer = checkpointer
+
+    async def work(self) -> None:
+        part_bytes = self._checkpointer.part_bytes
+        digest = xxhash.xxh3_128()
+        ended = False
+        while not ended:
+            batch, ended = await _next_batch(self.queue, until=part_bytes)
+            try:
+                await self._threads.update(FAST_DIGEST, digest, [chunk.data for chunk in batch])
+                if batch and batch[-1].end % part_bytes == 0:
+                    self._checkpointer.part(batch[-1].end // part_bytes - 1, digest.digest())
+                    digest = xxhash.xxh3_128()
+            finally:
+                for chunk in batch:
+                    chunk.done()
+
+
+async def _next_batch(
+    queue: asyncio.Queue[_Chunk | None], *, until: int | None = None
+) -> tuple[list[_Chunk], bool]:
+    """What is queued, up to `_HASH_BATCH` chunks and none beyond a multiple of `until` bytes; and whether
+    that was the end. The chunks are the caller's to let go of.
+    """
+    batch: list[_Chunk] = []
+    first = await queue.get()
+    while first is not None:
+        batch.append(first)
+        is_full = len(batch) == _HASH_BATCH or (until is not None and first.end % until == 0)
+        if is_full or queue.empty():
+            return batch, False
+        first = queue.get_nowait()
+    return batch, True

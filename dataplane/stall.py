@@ -13,17 +13,20 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def progress_within(stall_timeout_s: float, *, store: str, key: str, doing: str) -> AsyncIterator[None]:
+async def progress_within(
+    stall_timeout_s: float, *, store: str, key: str, doing: str
+) -> AsyncIterator[asyncio.Timeout]:
     """Cancel the body when it takes longer than the time-out, and raise `StalledError` naming the store and
     what it was doing.
 
     The body is one step (one chunk read or written), never a whole transfer: time spent waiting for the
-    throttle or for a free chunk is nobody's stall and stays outside.
+    throttle or for a free chunk is nobody's stall and stays outside. A body of many steps sets the clock that
+    it is given anew with each of them.
     """
     clock = asyncio.timeout(stall_timeout_s)
     try:
         async with clock:
-            yield
+            yield clock
     except TimeoutError as error:
         if not clock.expired():
             raise

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
+    from dataplane.errors import StoreError
+
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
@@ -71,6 +73,16 @@ class WriteMark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartDigests:
+    """xxh3_128 of each whole part of `part_bytes` from the beginning of an object, 16 bytes each, joined.
+    Zeroes: of that part it is not known.
+    """
+
+    part_bytes: int
+    digests: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WriteOptions:
     """How to write an object.
 
@@ -81,12 +93,15 @@ class WriteOptions:
 
     `resume`: go on with what an earlier session left, instead of beginning: the first byte written is the
     one at `resume.size_bytes`, and what was found now carries this session's `attempt`. Raises
-    `CheckpointLostError` on entering, with nothing changed, when that is not there any more.
+    `CheckpointLostError` on entering, with nothing changed, when that is not there any more. `proof` tells
+    what the bytes before the mark are: a store that cannot be sure that they outlived a power cut (files, in
+    another boot) reads them again and goes on only if they agree; what is good of them is in the error.
     """
 
     size_bytes: int | None = None
     attempt: str | None = None
     resume: WriteMark | None = None
+    proof: PartDigests | None = None
 
 
 class Intent(StrEnum):
@@ -173,10 +188,17 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSpace:
-    """Space of a store in bytes; None where the store cannot tell."""
+    """What a probe found in a store that can be read: its space in bytes (None where it cannot tell), and
+    why nothing can be added or deleted now.
+
+    A store that is full has only an `add_error`; a driver that cannot tell the two apart sets both. None
+    too where the store is not meant to be written: then nothing was tried.
+    """
 
     free_bytes: int | None = None
     total_bytes: int | None = None
+    add_error: StoreError | None = None
+    delete_error: StoreError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +255,8 @@ class WriteSession(Protocol):
         """How far the object has come, for `WriteOptions.resume` in another session, also of another process.
 
         No `write` is under way. The mark may tell less than was written (whole parts only). What it tells
-        outlives this process; whether it outlives a power cut, the reader has to find out. None: this session
-        cannot be resumed.
+        outlives this process; whether it outlives a power cut, the reader has to find out. Cheap, and small
+        whatever the size of the object: it is asked for every few MiB. None: this session cannot be resumed.
         """
         ...
 
@@ -267,8 +289,11 @@ class Source(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     async def probe(self) -> StoreSpace:
-        """Check that the store is usable now, writing and leaving nothing. Raises the `StoreError` that
-        says why it is not.
+        """Check that the store is usable now, by something cheap that leaves nothing behind. Raises the
+        `StoreError` that says why it cannot be read; what keeps it from being written is in the answer.
+
+        The writing half has a short clock of its own (a full Ceph pool blocks for ever), so that a store that
+        only cannot be written is still found readable.
         """
         ...
 

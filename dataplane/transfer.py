@@ -3,7 +3,7 @@
 What happened to the catalogue, to jobs and to the source afterwards is the caller's business; here nothing
 is published and no source is ever deleted. After `transfer` returned, every destination that succeeded
 holds the whole object, durable and visible, with its attempt mark; after it raised, no destination holds
-anything of this attempt.
+anything of this attempt, unless what it has so far was to be kept for the next one (`Checkpointing`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from dataplane.checkpoint import Checkpointer, DestinationMark, Place, TransferCheckpoint
 from dataplane.digests import FAST_DIGEST, DigestSet
 from dataplane.errors import (
+    AlreadyExistsError,
+    CheckpointLostError,
     DigestMismatchError,
     GlissadeError,
+    ObjectChangedError,
     OffloadDeclinedError,
     SizeMismatchError,
+    SourceRefusedError,
+    StoreIOError,
 )
 from dataplane.plan import STREAM, Step, plan
 from dataplane.progress import Progress
@@ -43,14 +49,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dataplane.buffers import BufferPool
+    from dataplane.checkpoint import Checkpointing
     from dataplane.digests import HashThreads
-    from dataplane.store import ReadStream
+    from dataplane.store import ReadStream, WriteMark
     from dataplane.throttle import TokenBucket
 
 log = logging.getLogger(__name__)
 
 _UNDO_TIMEOUT_S = 3.0
 """How long a store may take to forget an attempt: cancelling is honoured within 5 s."""
+
+_KEEP_TIMEOUT_S = 12.0
+"""How long a store may take to let the parts under way arrive, so that the next attempt has them."""
+
+
+_STRONG = ("sha512", "sha384", "sha256")
+"""Digests that say who an image is; they can be saved, so a resumed transfer has them."""
 
 
 class VerifyMode(StrEnum):
@@ -119,8 +133,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferReport:
-    """The result. `digests` are those of the bytes that were read, empty when none were. `bytes_through`
-    counts all that passed through this process, read-back included.
+    """The result. `digests` are those of the whole object, empty when none of it was read. `bytes_through`
+    counts all that passed through this process, read-back included; `resumed_from_bytes` is what an earlier
+    attempt had read and need not be read again.
     """
 
     size_bytes: int
@@ -129,6 +144,7 @@ class TransferReport:
     bytes_through: int
     seconds: float
     outcomes: tuple[Outcome, ...]
+    resumed_from_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +183,7 @@ async def measure(
             stream,
             source=source.name,
             sinks=(),
-            digests=tuple(wanted),
+            digests=DigestSet(wanted, engine.hashing),
             expected=expected,
             engine=engine,
             progress=progress,
@@ -193,6 +209,8 @@ async def transfer(
     limits: Sequence[TokenBucket] = (),
     taps: Sequence[Tap] = (),
     progress: Progress | None = None,
+    checkpoints: Checkpointing | None = None,
+    resume: TransferCheckpoint | None = None,
 ) -> TransferReport:
     """Put the object into every destination, reading the source at most once.
 
@@ -200,6 +218,11 @@ async def transfer(
     share one read. Nothing becomes visible before size and digests agree with `expected`. With
     `all_must_succeed` the first failure undoes everything and is raised; without, each destination has its
     own outcome and only a failure of all is raised. Cancelled, it leaves nothing behind.
+
+    `checkpoints`: save how far it is, and keep the unfinished data when it fails, if asked to. `resume`: go
+    on from what an earlier attempt saved, with the same source and digests. What of it cannot be used is made
+    anew, and another object in the source makes all of it useless; the digests are right in any case. What
+    an earlier attempt left and this one did not take over is the caller's to clear.
     """
     started = time.monotonic()
     job = _Transfer(
@@ -214,13 +237,15 @@ async def transfer(
         limits=limits,
         taps=taps,
         progress=progress or Progress(),
+        checkpoints=checkpoints,
+        resume=resume,
     )
     undo = list(destinations)
     try:
         await job.run(destinations, must_read=must_read)
         undo = [d for d in destinations if job.outcomes[d.store.name].error is not None]
     finally:
-        await _clear(undo, job)
+        await _clear([d for d in undo if d.store.name not in job.kept], job)
     return TransferReport(
         size_bytes=job.size_bytes,
         digests=job.found,
@@ -228,6 +253,7 @@ async def transfer(
         bytes_through=job.bytes_read + sum(o.bytes_through for o in job.outcomes.values()),
         seconds=time.monotonic() - started,
         outcomes=tuple(job.outcomes[d.store.name] for d in destinations),
+        resumed_from_bytes=job.resumed_from_bytes,
     )
 
 
@@ -248,6 +274,8 @@ class _Transfer:
         limits: Sequence[TokenBucket],
         taps: Sequence[Tap],
         progress: Progress,
+        checkpoints: Checkpointing | None,
+        resume: TransferCheckpoint | None,
     ) -> None:
         self._source = source
         self._key = key
@@ -261,18 +289,25 @@ class _Transfer:
         self._limits = limits
         self._taps = taps
         self._progress = progress
+        self._checkpoints = checkpoints
+        self._resume = resume
         extra = (FAST_DIGEST,) if verify is VerifyMode.READBACK else ()
         self._digests = tuple(dict.fromkeys((*digests, *self._expected.digests, *extra)))
         self.size_bytes = 0
         self.bytes_read = 0
+        self.resumed_from_bytes = 0
         self.found: dict[str, str] = {}
         self.outcomes: dict[str, Outcome] = {}
         self._destination_count = 0
+        self._stores: dict[str, Driver] = {}
         self.touched: set[str] = set()
         """Stores in which something of this attempt may exist."""
+        self.kept: set[str] = set()
+        """Stores in which unfinished data stay, for the next attempt."""
 
     async def run(self, destinations: Sequence[Destination], *, must_read: bool) -> None:
         self._destination_count = len(destinations)
+        self._stores = {destination.store.name: destination.store for destination in destinations}
         offers = await self._offers(destinations)
         steps = plan(offers, intent=self._intent, must_read=must_read)
         streamed: list[tuple[Destination, Step]] = []
@@ -371,57 +406,268 @@ class _Transfer:
 
     async def _stream(self, streamed: Sequence[tuple[Destination, Step]]) -> None:
         started = time.monotonic()
-        async with self._source.open_read(self._key, _read_options(self._expected)) as stream:
+        resume = self._resume
+        while True:
+            try:
+                await self._stream_from(streamed, resume, started)
+            except _NotWhereItWasError as other:
+                await self._forget(resume, other.left)
+                resume = other.left
+            else:
+                return
+
+    async def _stream_from(
+        self, streamed: Sequence[tuple[Destination, Step]], resume: TransferCheckpoint | None, started: float
+    ) -> None:
+        hashes = self._digests_from(resume)
+        start = self._first_missing(streamed, hashes, resume)
+        async with AsyncExitStack() as reading:
+            stream = await self._open_source(start, resume, reading)
             self._check_size(stream.info)
+            opened: list[_Opened] = []
+            checkpointer: Checkpointer | None = None
             async with AsyncExitStack() as stack:
-                opened = await self._open_all(streamed, stream.info, stack, started)
-                self._raise_if_all_failed()
-                if not opened:
-                    return  # The destinations that were offloaded are all there is.
-                self._progress.begin("transfer", stream.info.size_bytes)
-                self.found, pumped = await _read_through(
-                    stream,
-                    source=self._source.name,
-                    sinks=[one.sink for one in opened],
-                    digests=self._digests,
-                    expected=self._expected,
-                    engine=self._engine,
-                    progress=self._progress,
-                    limits=self._limits,
-                    taps=self._taps,
-                    all_must_succeed=self._all_must_succeed,
-                )
-                self.size_bytes = self.bytes_read = pumped.size_bytes
+                try:
+                    await self._open_all(streamed, stream.info, resume, stack, started, into=opened)
+                    self._raise_if_all_failed()
+                    if not opened:
+                        return  # The destinations that were offloaded are all there is.
+                    checkpointer = await self._checkpointer(stream.info, opened, hashes, resume)
+                    self.resumed_from_bytes = start
+                    self._progress.begin("transfer", stream.info.size_bytes, bytes_done=start)
+                    self.found, pumped = await _read_through(
+                        stream,
+                        source=self._source.name,
+                        sinks=[one.sink for one in opened],
+                        digests=hashes,
+                        expected=self._expected,
+                        engine=self._engine,
+                        progress=self._progress,
+                        limits=self._limits,
+                        taps=self._taps,
+                        all_must_succeed=self._all_must_succeed,
+                        start=start,
+                        checkpointer=checkpointer,
+                    )
+                except BaseException as failure:
+                    await self._keep(failure, opened, checkpointer, resume)
+                    raise
+                self.size_bytes = pumped.size_bytes
+                self.bytes_read = pumped.size_bytes - start
                 for index, error in pumped.dropped.items():
                     self._fail(opened[index].destination, opened[index].step, error, started)
                 await self._commit_all(
                     [one for index, one in enumerate(opened) if index not in pumped.dropped], started
                 )
 
+    def _digests_from(self, resume: TransferCheckpoint | None) -> DigestSet:
+        if resume is None:
+            return DigestSet(self._digests, self._engine.hashing)
+        wanted = self._digests
+        if any(name in wanted for name in _STRONG):
+            # It cannot be saved, so it would have to begin with the first byte; a read-back has another one.
+            wanted = tuple(name for name in wanted if name != FAST_DIGEST)
+        return DigestSet.resume(wanted, self._engine.hashing, resume.digests)
+
+    def _first_missing(
+        self,
+        streamed: Sequence[tuple[Destination, Step]],
+        hashes: DigestSet,
+        resume: TransferCheckpoint | None,
+    ) -> int:
+        """The first byte that some consumer lacks."""
+        if resume is None or self._taps or not self._source.capabilities.ranged_read:
+            return 0
+        starts = [member.size_bytes or 0 for member in hashes.members]
+        for destination, _ in streamed:
+            mark = _mark_of(destination, resume)
+            starts.append(0 if mark is None else mark.mark.size_bytes)
+        if resume.size_bytes is not None:
+            # A source may be asked for its last byte, but not for what comes after it.
+            starts.append(max(0, resume.size_bytes - 1))
+        return min(starts)
+
+    async def _open_source(
+        self, start: int, resume: TransferCheckpoint | None, stack: AsyncExitStack
+    ) -> ReadStream:
+        """Open the source at that byte, if it still is the object that the checkpoint is about."""
+        options = _read_options(self._expected)
+        if resume is None:
+            return await stack.enter_async_context(self._source.open_read(self._key, options))
+        options = replace(options, offset_bytes=start, identity=resume.identity)
+        try:
+            stream = await stack.enter_async_context(self._source.open_read(self._key, options))
+        except (ObjectChangedError, SourceRefusedError) as error:
+            log.warning("A transfer begins anew: %s", error)
+            raise _NotWhereItWasError(None) from error
+        info = stream.info
+        if (self._source.name, info.key, info.identity, info.size_bytes) != (
+            resume.source,
+            resume.key,
+            resume.identity,
+            resume.size_bytes,
+        ):
+            log.warning(
+                "%s/%s: is not what was read before, the transfer begins anew", resume.source, info.key
+            )
+            raise _NotWhereItWasError(None)
+        return stream
+
     async def _open_all(
         self,
         streamed: Sequence[tuple[Destination, Step]],
         info: ObjectInfo,
+        resume: TransferCheckpoint | None,
         stack: AsyncExitStack,
         started: float,
-    ) -> list[_Opened]:
+        *,
+        into: list[_Opened],
+    ) -> None:
         """Enter the destinations in the order of their names: two transfers that wait for slots of the same
         stores (`drivers/wrap/limited.py`) then never wait for each other."""
         size = info.size_bytes if info.size_bytes is not None else self._expected.size_bytes
-        opened: list[_Opened] = []
+        lost: dict[str, DestinationMark | None] = {}
         for destination, step in sorted(streamed, key=lambda one: one[0].store.name):
+            name = destination.store.name
+            before = _mark_of(destination, resume) if resume is not None else None
             own = await stack.enter_async_context(AsyncExitStack())
             options = WriteOptions(size_bytes=size, attempt=destination.attempt)
-            self.touched.add(destination.store.name)
+            if before is not None and resume is not None:
+                options = replace(options, resume=before.mark, proof=resume.proof)
+            self.touched.add(name)
             try:
                 session = await own.enter_async_context(
                     destination.store.open_write(destination.key, options)
                 )
+            except CheckpointLostError as error:
+                if before is None:
+                    raise
+                log.warning("%s", error)
+                is_less = error.left is not None and error.left.size_bytes < before.mark.size_bytes
+                lost[name] = replace(before, mark=error.left) if error.left is not None and is_less else None
             except GlissadeError as error:
+                if before is not None and isinstance(error, AlreadyExistsError):
+                    lost[name] = None  # The earlier attempt may have been cut off while it committed.
+                    continue
                 self._fail(destination, step, error, started)
+            else:
+                start = 0 if before is None else before.mark.size_bytes
+                into.append(_Opened(destination, step, session, own, start=start))
+        if lost and resume is not None:
+            for one in into:
+                if one.start:
+                    lost[one.destination.store.name] = await one.keep()
+            left = {**resume.destinations, **lost}
+            marks = {name: mark for name, mark in left.items() if mark is not None}
+            raise _NotWhereItWasError(replace(resume, destinations=marks) if marks else None)
+
+    async def _checkpointer(
+        self,
+        info: ObjectInfo,
+        opened: Sequence[_Opened],
+        hashes: DigestSet,
+        resume: TransferCheckpoint | None,
+    ) -> Checkpointer | None:
+        """What keeps the checkpoints, where they are wanted, worth it, and possible."""
+        policy = self._checkpoints
+        if policy is None or info.identity is None:
+            return None
+        if info.size_bytes is not None and info.size_bytes < policy.least_parts * policy.part_bytes:
+            return None
+        marks: dict[str, DestinationMark] = {}
+        places: dict[str, Place] = {}
+        for one in opened:
+            if one.place is None:
+                return None  # Nobody would come back for what it leaves.
+            places[one.destination.store.name] = one.place
+            if (mark := await one.mark()) is not None:
+                marks[one.destination.store.name] = mark
+        begun = TransferCheckpoint(
+            source=self._source.name,
+            key=info.key,
+            identity=info.identity,
+            size_bytes=info.size_bytes,
+            part_bytes=policy.part_bytes if resume is None else resume.part_bytes,
+            digests={} if resume is None else resume.digests,
+            part_digests=b"" if resume is None else resume.part_digests,
+            destinations=marks,
+        )
+        checkpointer = Checkpointer(
+            begun,
+            policy,
+            places=places,
+            chunk_bytes=self._engine.pool.chunk_bytes,
+            window_chunks=self._engine.window_chunks,
+        )
+        for member in hashes.members:
+            if member.can_export:
+                checkpointer.expect(f"digest {member.algorithm}", member.size_bytes or 0)
+        for one in opened:
+            if one.sink.depth == 1:
+                checkpointer.expect(f"store {one.destination.store.name}", one.start)
+        if resume is not None:
+            await checkpointer.save()  # What was found has another attempt's name now.
+        return checkpointer
+
+    async def _keep(
+        self,
+        error: BaseException,
+        opened: Sequence[_Opened],
+        checkpointer: Checkpointer | None,
+        resume: TransferCheckpoint | None,
+    ) -> None:
+        """Let the destinations keep what they have, if somebody will go on with it, and save how far."""
+        policy = self._checkpoints
+        if policy is None or isinstance(error, _NotWhereItWasError) or not policy.keep_if(error):
+            return
+        last = checkpointer.snapshot() if checkpointer is not None else resume
+        if last is None:
+            return
+        alive = [
+            one
+            for one in opened
+            if (
+                checkpointer.is_alive(one.destination.store.name)
+                if checkpointer is not None
+                else one.destination.store.name in last.destinations
+            )
+        ]
+        keeping = asyncio.ensure_future(self._keep_all(error, alive, last, policy))
+        try:
+            await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            await keeping
+            raise
+
+    async def _keep_all(
+        self,
+        error: BaseException,
+        opened: Sequence[_Opened],
+        last: TransferCheckpoint,
+        policy: Checkpointing,
+    ) -> None:
+        # What a failed device has of it is not to be trusted.
+        broken = error.store if isinstance(error, StoreIOError) else None
+        kept = await asyncio.gather(
+            *(_keep_one(one, is_trusted=one.destination.store.name != broken) for one in opened)
+        )
+        marks = dict(last.destinations)
+        for one, mark in zip(opened, kept, strict=True):
+            marks.pop(one.destination.store.name, None)
+            if mark is not None:
+                marks[one.destination.store.name] = mark
+        if marks:
+            await policy.save(replace(last, destinations=marks))
+            self.kept.update(marks)
+
+    async def _forget(self, resume: TransferCheckpoint | None, left: TransferCheckpoint | None) -> None:
+        """Clear what an earlier attempt left in the stores in which this one begins anew."""
+        for store, before in (resume.destinations if resume is not None else {}).items():
+            if left is not None and store in left.destinations:
                 continue
-            opened.append(_Opened(destination, step, session, own))
-        return opened
+            driver = self._stores.get(store)
+            if driver is not None:
+                await driver.clear_attempt(before.key, before.attempt, keep_object=False)
 
     async def _commit_all(self, opened: Sequence[_Opened], started: float) -> None:
         """Commit side by side: each waits for its own disk."""
@@ -494,8 +740,9 @@ class _Transfer:
         """What a read-back has to find: the pass that wrote it knows, else the record, else the source
         itself.
         """
-        if FAST_DIGEST in self.found:
-            return {FAST_DIGEST: self.found[FAST_DIGEST]}
+        for name in (FAST_DIGEST, *_STRONG):
+            if name in self.found:
+                return {name: self.found[name]}
         if self._expected.digests:
             return self._expected.digests
         measured = await measure(
@@ -554,15 +801,30 @@ class _Transfer:
             raise errors[0]
 
 
+class _NotWhereItWasError(Exception):
+    """An unfinished transfer cannot be gone on with like this; `left` is what there still is of it."""
+
+    def __init__(self, left: TransferCheckpoint | None) -> None:
+        super().__init__("the checkpoint is not where it was")
+        self.left = left
+
+
 class _Opened:
     """A destination whose session is open."""
 
     def __init__(
-        self, destination: Destination, step: Step, session: WriteSession, stack: AsyncExitStack
+        self,
+        destination: Destination,
+        step: Step,
+        session: WriteSession,
+        stack: AsyncExitStack,
+        *,
+        start: int,
     ) -> None:
         self.destination = destination
         self.step = step
         self.session = session
+        self.start = start
         self._stack = stack
 
     @property
@@ -574,11 +836,46 @@ class _Opened:
             abandon=self.leave,
             limits=self.destination.limits,
             depth=self.destination.store.capabilities.write_depth,
+            start=self.start,
         )
+
+    @property
+    def place(self) -> Place | None:
+        """None: the attempt has no name."""
+        attempt = self.destination.attempt
+        return None if attempt is None else Place(key=self.destination.key, attempt=attempt)
+
+    async def mark(self) -> DestinationMark | None:
+        """How far it is; None when nobody could go on with it."""
+        return self._named(await self.session.checkpoint())
+
+    async def keep(self) -> DestinationMark | None:
+        """As `mark`, for the last time: what it tells stays."""
+        return self._named(await self.session.keep())
+
+    def _named(self, mark: WriteMark | None) -> DestinationMark | None:
+        place = self.place
+        if mark is None or place is None:
+            return None
+        return DestinationMark(key=place.key, attempt=place.attempt, mark=mark)
 
     async def leave(self, error: GlissadeError) -> None:
         """Leave the session now, because of the error, while the others go on."""
         await self._stack.__aexit__(type(error), error, error.__traceback__)
+
+
+async def _keep_one(one: _Opened, *, is_trusted: bool) -> DestinationMark | None:
+    store, key = one.destination.store.name, one.destination.key
+    if not is_trusted:
+        return None
+    try:
+        async with asyncio.timeout(_KEEP_TIMEOUT_S):
+            return await one.keep()
+    except TimeoutError:
+        log.warning("%s/%s: did not keep an attempt in %g s", store, key, _KEEP_TIMEOUT_S)
+    except GlissadeError as error:
+        log.warning("%s/%s: could not keep an attempt: %s", store, key, error)
+    return None
 
 
 async def _read_through(
@@ -586,23 +883,24 @@ async def _read_through(
     *,
     source: str,
     sinks: Sequence[PumpSink],
-    digests: tuple[str, ...],
+    digests: DigestSet,
     expected: Expected,
     engine: Engine,
     progress: Progress,
     limits: Sequence[TokenBucket],
     taps: Sequence[Tap] = (),
     all_must_succeed: bool = True,
+    start: int = 0,
+    checkpointer: Checkpointer | None = None,
 ) -> tuple[dict[str, str], Pumped]:
     """Pump the whole stream and hold sizes and digests against what was announced and expected."""
     key = stream.info.key
-    hashes = DigestSet(digests, engine.hashing)
     announced = stream.info.size_bytes
     pumped = await pump(
         stream,
         source=source,
         sinks=sinks,
-        digests=hashes,
+        digests=digests,
         pool=engine.pool,
         progress=progress,
         window_chunks=engine.window_chunks,
@@ -611,12 +909,16 @@ async def _read_through(
         limits=limits,
         max_bytes=announced if announced is not None else expected.size_bytes,
         all_must_succeed=all_must_succeed,
+        start=start,
+        checkpointer=checkpointer,
     )
     await stream.finish()
     for wanted in (announced, expected.size_bytes):
         if wanted is not None and pumped.size_bytes != wanted:
             raise _wrong_size(source, key, pumped.size_bytes, wanted)
-    found = hashes.hexdigests()
+    if any(member.size_bytes not in (None, pumped.size_bytes) for member in digests.members):
+        raise RuntimeError(f"{source}/{key}: a digest did not get all {pumped.size_bytes} bytes once")
+    found = digests.hexdigests()
     for algorithm, digest in expected.digests.items():
         if found[algorithm] != digest.lower():
             raise DigestMismatchError(
@@ -626,6 +928,11 @@ async def _read_through(
                 hint="Nothing was published. Check where the image and its digest come from.",
             )
     return found, pumped
+
+
+def _mark_of(destination: Destination, resume: TransferCheckpoint) -> DestinationMark | None:
+    mark = resume.destinations.get(destination.store.name)
+    return mark if mark is not None and mark.key == destination.key else None
 
 
 def _read_options(expected: Expected, *, bypass_cache: bool = False) -> ReadOptions:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dataplane.errors import (
     AccessDeniedError,
     AlreadyExistsError,
+    CheckpointLostError,
     InvalidKeyError,
     NotFoundError,
     ObjectChangedError,
@@ -116,16 +117,18 @@ class MemoryDriver:
         self.check_free(key)
         self.check_space(key, options.size_bytes or 0)
         attempt = _Attempt(key, options.attempt or f"unnamed {next(_generations)}")
-        if attempt in self._unfinished or attempt in self._marks:
+        before = None if options.resume is None else _Attempt(key, str(options.resume.state.get("attempt")))
+        if attempt != before and (attempt in self._unfinished or attempt in self._marks):
             raise StoreError(
                 f"{self.name}/{key}: the attempt {attempt.name} has data already.", store=self.name, key=key
             )
-        session = _WriteSession(self, attempt, options)
-        data = self._unfinished[attempt] = session.data
+        data = bytearray() if before is None else self._found(before, options)
+        session = _WriteSession(self, attempt, options, data)
+        self._unfinished[attempt] = data
         try:
             yield session
         finally:
-            if self._unfinished.get(attempt) is data:
+            if self._unfinished.get(attempt) is data and not session.is_kept:
                 del self._unfinished[attempt]
 
     async def delete(self, key: str, *, identity: str | None = None) -> None:
@@ -189,6 +192,19 @@ class MemoryDriver:
             self._marks[attempt] = made
         return self._describe(attempt.key, made)
 
+    def _found(self, before: _Attempt, options: WriteOptions) -> bytearray:
+        """What an earlier attempt left, taken from it and cut to its mark."""
+        wanted = options.resume.size_bytes if options.resume is not None else 0
+        data = self._unfinished.get(before)
+        if data is None or len(data) < wanted:
+            raise CheckpointLostError(
+                f"{self.name}/{before.key}: {wanted} bytes of the attempt {before.name} are not there.",
+                store=self.name,
+                key=before.key,
+            )
+        del self._unfinished[before]
+        return data[:wanted]
+
     def is_under_way(self, attempt: _Attempt, data: bytearray) -> bool:
         return self._unfinished.get(attempt) is data
 
@@ -240,8 +256,11 @@ class _ReadStream:
 
 
 class _WriteSession:
-    def __init__(self, driver: MemoryDriver, attempt: _Attempt, options: WriteOptions) -> None:
-        self.data = bytearray()
+    def __init__(
+        self, driver: MemoryDriver, attempt: _Attempt, options: WriteOptions, data: bytearray
+    ) -> None:
+        self.data = data
+        self.is_kept = False
         self._driver = driver
         self._attempt = attempt
         self._options = options
@@ -255,10 +274,14 @@ class _WriteSession:
         self.data += bytes(data.nbytes) if is_hole else data
 
     async def checkpoint(self) -> WriteMark | None:
-        return None
+        if self._options.attempt is None:
+            return None
+        return WriteMark(size_bytes=len(self.data), state={"attempt": self._attempt.name})
 
     async def keep(self) -> WriteMark | None:
-        return None
+        mark = await self.checkpoint()
+        self.is_kept = mark is not None
+        return mark
 
     async def commit(self) -> ObjectInfo:
         if self._options.size_bytes not in (None, len(self.data)):

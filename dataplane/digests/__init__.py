@@ -10,6 +10,7 @@ hashlib's and xxhash's.
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Self
 
 import xxhash
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from dataplane.digests._lanes import State
     from dataplane.digests.scheduler import PlainHash
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "FAST_DIGEST",
@@ -140,6 +143,7 @@ class DigestSet:
         saved_states: Mapping[str, bytes] | None = None,
     ) -> None:
         """`saved_states`, as `export` gave them, for all of the algorithms or none; see `Digest`."""
+        self.threads = threads
         names = tuple(dict.fromkeys(algorithms))
         check_algorithms(names)
         states = saved_states or {}
@@ -153,6 +157,27 @@ class DigestSet:
     def restore(cls, saved_states: Mapping[str, bytes], threads: HashThreads) -> Self:
         """The set that `export` was called on, at the same byte."""
         return cls(saved_states, threads, saved_states=saved_states)
+
+    @classmethod
+    def resume(
+        cls, algorithms: Iterable[str], threads: HashThreads, saved_states: Mapping[str, bytes]
+    ) -> Self:
+        """Each digest where its state was saved; those without a state that can be used here begin with the
+        first byte (`Digest.size_bytes` tells).
+        """
+        resumed = cls(algorithms, threads)
+        resumed.members = tuple(resumed._resume(member, saved_states) for member in resumed.members)
+        return resumed
+
+    def _resume(self, fresh: Digest, saved_states: Mapping[str, bytes]) -> Digest:
+        saved_state = saved_states.get(fresh.algorithm)
+        if saved_state is None:
+            return fresh
+        try:
+            return Digest(fresh.algorithm, self.threads, stream=self, saved_state=saved_state)
+        except DigestStateError as error:
+            log.warning("A digest begins anew: %s", error)
+            return fresh
 
     @property
     def can_export(self) -> bool:

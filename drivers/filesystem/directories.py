@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from drivers.filesystem.config import Directory, FileConfig
 
 _LOCK_TIMEOUT_S = 10.0
+_TRIAL_BYTES = 4096
+_NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+"""What a file system says that has no O_TMPFILE (NFS, some FUSE). A name of our own might be somebody's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,21 +96,45 @@ class Root:
                 raise self._unavailable("was unmounted or replaced while an image was written to it")
 
     def probe(self, *, for_writing: bool) -> tuple[int, StoreSpace]:
-        """Check the directory, taking a mount that came back for good; returns its file system and space."""
+        """Check the directory, taking a mount that came back for good; returns its file system, and its space
+        with what keeps images from being added or deleted.
+        """
         fd = self._open_unchecked(to_change=False)
         try:
             self._check(fd, adopt=True)
-            if for_writing and not os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
-                raise ReadOnlyStoreError(
-                    f"{self.store}: {self.path} is mounted read-only, or this service may not write to it.",
-                    store=self.store,
-                    hint="Check the mount, and the directory's owner and mode; or set read_only = true.",
-                )
+            error = self._try_to_write(fd) if for_writing else None
             space = os.fstatvfs(fd)
         finally:
             os.close(fd)
         unit = space.f_frsize
-        return space.f_fsid, StoreSpace(free_bytes=space.f_bavail * unit, total_bytes=space.f_blocks * unit)
+        return space.f_fsid, StoreSpace(
+            free_bytes=space.f_bavail * unit,
+            total_bytes=space.f_blocks * unit,
+            add_error=error,
+            delete_error=None if isinstance(error, StoreFullError) else error,
+        )
+
+    def _try_to_write(self, fd: int) -> StoreError | None:
+        """Write a few bytes to a file without a name, which is gone when it is closed; returns what went
+        wrong. No fsync: it would wait for what others are writing.
+        """
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
+            return ReadOnlyStoreError(
+                f"{self.store}: {self.path} is mounted read-only, or this service may not write to it.",
+                store=self.store,
+                hint="Check the mount, and the directory's owner and mode; or set read_only = true.",
+            )
+        try:
+            trial = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=fd)
+            try:
+                os.write(trial, bytes(_TRIAL_BYTES))
+            finally:
+                os.close(trial)
+        except OSError as error:
+            if error.errno in _NO_UNNAMED_FILES:
+                return None
+            return store_error(error, store=self.store, key=None, doing=f"writing to {self.path}")
+        return None
 
     def free_bytes(self, dir_fd: int) -> int:
         space = os.fstatvfs(dir_fd)
@@ -186,11 +213,18 @@ class Directories:
         )
 
     def probe(self, *, for_writing: bool) -> StoreSpace:
-        """Raises for the first directory that is not as it should be; space is summed over file systems."""
-        spaces = dict(root.probe(for_writing=for_writing) for root in self.roots)
+        """Raises for the first directory that is not as it should be; space is summed over file systems. A
+        directory that is full leaves the others to be added to; one that cannot be written at all does not.
+        """
+        found = [root.probe(for_writing=for_writing) for root in self.roots]
+        spaces = dict(found)
+        refusal = next((space.delete_error for _, space in found if space.delete_error is not None), None)
+        full = [space.add_error for _, space in found]
         return StoreSpace(
             free_bytes=sum(space.free_bytes or 0 for space in spaces.values()),
             total_bytes=sum(space.total_bytes or 0 for space in spaces.values()),
+            add_error=refusal or (full[0] if all(full) else None),
+            delete_error=refusal,
         )
 
     def stat(self, key: str) -> tuple[Root, FileStat]:

@@ -16,6 +16,7 @@ from drivers.filesystem.metadata import LocationMetadata
 from drivers.filesystem.offload import FileOffload, FileOrigin
 from drivers.filesystem.paths import OpenFile, attempt_name, check_key, require_regular
 from drivers.filesystem.reading import FileReadStream, reading
+from drivers.filesystem.resuming import go_on
 from drivers.filesystem.session import FileWriteSession
 from drivers.filesystem.syscalls import FileStat, stat_at, stat_if_there
 
@@ -102,13 +103,23 @@ class FileDriver:
             return await self._describe(key, path, sealed)
 
         try:
-            await self._threads.run(self._begin, attempt, options.size_bytes)
+            if options.resume is None:
+                await self._threads.run(self._begin, attempt, options.size_bytes)
+            else:
+                await go_on(
+                    attempt,
+                    options.resume,
+                    options.proof,
+                    directories=self._directories,
+                    threads=self._threads,
+                )
             yield FileWriteSession(
                 attempt,
                 size_bytes=options.size_bytes,
                 config=self._config,
                 threads=self._threads,
                 describe=describe,
+                resume=options.resume,
             )
         finally:
             await self._threads.run(attempt.close)

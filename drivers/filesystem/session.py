@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from dataplane.errors import SizeMismatchError, StoreIOError
 from dataplane.sparse import is_zero
-from dataplane.store import KIB, MIB
+from dataplane.store import KIB, MIB, WriteMark
+from drivers.filesystem.attempt import LeftFile
 from drivers.filesystem.errnos import os_errors_as_store_errors
-from drivers.filesystem.syscalls import set_direct, start_writeback
+from drivers.filesystem.syscalls import boot_id, set_direct, start_writeback
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from dataplane.store import ObjectInfo, WriteMark
+    from dataplane.store import ObjectInfo
     from drivers.blocking import BlockingThreads
     from drivers.filesystem.attempt import AttemptFile
     from drivers.filesystem.config import FileConfig
@@ -42,14 +43,19 @@ class FileWriteSession:
         config: FileConfig,
         threads: BlockingThreads,
         describe: Callable[[str, FileStat], Awaitable[ObjectInfo]],
+        resume: WriteMark | None = None,
     ) -> None:
         self._attempt = attempt
         self._size_bytes = size_bytes
         self._thin = config.thin_provisioning
         self._threads = threads
         self._describe = describe
-        self._at = 0
-        self._written_back = 0
+        self._at = 0 if resume is None else resume.size_bytes
+        self._done_bytes = self._at
+        """Of the writes that returned."""
+        self._data_bytes = attempt.created.size_bytes
+        """Where the file ends now: holes at the end are made when it is sealed."""
+        self._written_back = self._at
         self._direct_align = 0
         if config.direct_io == "auto":
             align = attempt.created.direct_align
@@ -65,12 +71,27 @@ class FileWriteSession:
             self._at += size
         elif size:
             await self._threads.run(self._write, data)
+        self._done_bytes = self._at
 
     async def checkpoint(self) -> WriteMark | None:
-        return None
+        """The data are in the page cache or on the disk: a process that dies does not take them along."""
+        attempt = self._attempt
+        if not attempt.is_named:
+            return None
+        left = LeftFile(
+            directory=attempt.root.path,
+            name=attempt.name,
+            ino=attempt.created.ino,
+            birth_ns=attempt.created.birth_ns,
+            data_bytes=min(self._data_bytes, self._done_bytes),
+            boot=boot_id(),
+        )
+        return WriteMark(size_bytes=self._done_bytes, state=left.as_state())
 
     async def keep(self) -> WriteMark | None:
-        return None
+        mark = await self.checkpoint()
+        self._attempt.kept = mark is not None
+        return mark
 
     async def commit(self) -> ObjectInfo:
         if self._size_bytes is not None and self._at != self._size_bytes:
@@ -115,6 +136,7 @@ class FileWriteSession:
                 key=self._attempt.key,
             )
         self._at += count
+        self._data_bytes = self._at
         return count
 
     def _leave_direct(self) -> None:

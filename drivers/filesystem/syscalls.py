@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import stat
@@ -197,6 +198,13 @@ def clone_start(source_fd: int, target_fd: int, size_bytes: int) -> None:
         clone_file(source_fd, target_fd)
     else:
         fcntl.ioctl(target_fd, _FICLONERANGE, struct.pack("qQQQ", source_fd, 0, 64 * KIB, 0))
+
+
+@functools.cache
+def boot_id() -> str:
+    """Differs after each start of the kernel: what was only in the page cache before is lost."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def start_writeback(fd: int, offset_bytes: int, size_bytes: int) -> None:

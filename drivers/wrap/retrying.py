@@ -24,6 +24,7 @@ from dataplane.errors import (
     NotFoundError,
     ObjectChangedError,
     SourceRefusedError,
+    StalledError,
     StoreError,
     UnavailableError,
 )
@@ -89,8 +90,12 @@ class _Tries:
             multiplier=policy.first_wait_s, max=policy.longest_wait_s
         )
 
-    async def call(self, what: str, fn: Callable[[], Awaitable[T]], *, already_made: int = 0) -> T:
-        """The result of `fn`, or its last error; `already_made` tries failed before."""
+    async def call(
+        self, what: str, fn: Callable[[], Awaitable[T]], *, already_made: int = 0, stalls: bool = True
+    ) -> T:
+        """The result of `fn`, or its last error; `already_made` tries failed before. Without `stalls` one
+        that stood still is not repeated.
+        """
 
         def tell(state: tenacity.RetryCallState) -> None:
             wait_s = state.next_action.sleep if state.next_action is not None else 0.0
@@ -100,7 +105,9 @@ class _Tries:
         tries = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(max(1, self._policy.attempts - already_made)),
             wait=self._wait_s,
-            retry=tenacity.retry_if_exception(self.is_worth_it),
+            retry=tenacity.retry_if_exception(
+                lambda error: self.is_worth_it(error) and (stalls or not isinstance(error, StalledError))
+            ),
             sleep=self._sleep,
             before_sleep=tell,
             reraise=True,
@@ -165,7 +172,8 @@ class RetryingDriver(RetryingSource, ForwardingDriver):
             async def enter() -> WriteSession:
                 return await stack.enter_async_context(self._driver.open_write(key, options))
 
-            yield await self._tries.call("open_write", enter)
+            # The other destinations of the transfer wait for this one: one stall time-out is enough.
+            yield await self._tries.call("open_write", enter, stalls=False)
 
     async def delete(self, key: str, *, identity: str | None = None) -> None:
         """An object that is gone after a try whose answer got lost was deleted by that try."""
