@@ -1,7 +1,7 @@
-"""Which stores can be used now: probed in the background, and told by the transfers that fail.
+"""Which stores can be used now, and for what: probed in the background, and told by the transfers that fail.
 
 A store that is dead at the start, or later, is degraded and not fatal: jobs wait for it, and it comes back by
-itself.
+itself. Reading, adding and deleting are looked at separately: a full store can still be read and emptied.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from dataplane.errors import (
+    AccessDeniedError,
     ReadOnlyStoreError,
     StalledError,
     StoreError,
@@ -35,27 +36,57 @@ GOOD_PROBES_TO_RETURN: Final = 2
 """One good answer from a store that comes and goes proves little."""
 TIMEOUTS_TO_DISABLE: Final = 3
 """A slow answer may be load; a refusal is a fact and disables at once."""
+_TELLING: Final = (UnavailableError, StoreIOError, ReadOnlyStoreError, StoreFullError, AccessDeniedError)
 
 
 class HealthState(StrEnum):
+    """A store in a word: up when it takes images, read-only when it can only be read (or emptied)."""
+
     UNKNOWN = "unknown"
     UP = "up"
     READ_ONLY = "read_only"
     DOWN = "down"
 
 
+class Use(StrEnum):
+    """What a store is used for."""
+
+    READ = "read"
+    ADD = "add"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseHealth:
+    """Whether a store can be used in one way now. `works` is None before the first probe; `reason` says why
+    it does not, `since` when that began.
+    """
+
+    works: bool | None
+    reason: str
+    since: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreHealth:
-    """How a store is. `reason` says why it is not up; `since` is when it came into this state, `checked_at`
-    when a probe last ended. The space is what the last good probe saw.
+    """How a store is. `since` is when it came into this state, `reason` why it cannot be used in every way;
+    `checked_at` is when a probe last ended. The space is what the last good probe saw.
     """
 
     state: HealthState
-    reason: str
     since: datetime
+    uses: Mapping[Use, UseHealth]
     checked_at: datetime | None = None
     free_bytes: int | None = None
     total_bytes: int | None = None
+
+    @property
+    def reason(self) -> str:
+        return next((one.reason for one in self.uses.values() if one.works is False), "")
+
+    def works_for(self, use: Use) -> bool:
+        """Whether it can be used in this way, as far as is known."""
+        return self.uses[use].works is not False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +102,14 @@ class HealthOptions:
     longest_wait_s: float = 60.0
 
 
+@dataclass(slots=True)
+class _Trials:
+    """What the last looks at one use of a store were like, in a row."""
+
+    good: int = 0
+    timeouts: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class _Watched:
     """One store under watch. Changed by plain code on the loop only."""
@@ -78,14 +117,12 @@ class _Watched:
     store: Source
     health: StoreHealth
     interval_s: float
-    good_in_a_row: int = 0
+    trials: dict[Use, _Trials] = field(default_factory=lambda: {use: _Trials() for use in Use})
     bad_in_a_row: int = 0
-    timeouts_in_a_row: int = 0
     probing: asyncio.Task[StoreSpace] | None = None
     """The running `probe`; one that hangs stays here, and no second one is started beside it."""
     round: asyncio.Task[None] | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class HealthMonitor:
@@ -111,7 +148,8 @@ class HealthMonitor:
         self._options = options or HealthOptions()
         self._sleep = sleep
         self._now = now
-        unknown = StoreHealth(state=HealthState.UNKNOWN, reason="not probed yet", since=now())
+        not_probed = UseHealth(works=None, reason="not probed yet", since=now())
+        unknown = StoreHealth(state=HealthState.UNKNOWN, since=now(), uses=dict.fromkeys(Use, not_probed))
         intervals = intervals_s or {}
         self._watched = {
             name: _Watched(store, unknown, intervals.get(name, self._options.interval_s))
@@ -127,12 +165,16 @@ class HealthMonitor:
         await asyncio.gather(*(self._probe(one) for one in self._watched.values()))
 
     async def check(self, name: str) -> StoreHealth:
-        """Probe now, as often as a good store needs to count as up again, and tell. Raises KeyError."""
+        """Probe now, as often as a good store needs to count as good again, and tell. Raises KeyError."""
         one = self._watched[name]
         await self._probe(one)
-        while one.health.state is not HealthState.UP and 0 < one.good_in_a_row < GOOD_PROBES_TO_RETURN:
+        while self._is_coming_back(one):
             await self._probe(one)
         return one.health
+
+    def next_probe_in_s(self, name: str) -> float:
+        """How long until the store is looked at again, at most. Raises KeyError."""
+        return self._wait_s(self._watched[name])
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -145,31 +187,22 @@ class HealthMonitor:
         is ignored.
 
         A single object of a pure source (a URL) says nothing about the source, a source that ended early
-        nothing about its server, and a full store can still be read; these only bring the next probe
-        forward.
+        nothing about its server, a full store can still be read, and who may not use one object may use
+        others; these only bring the next probe forward.
         """
         one = self._watched.get(name)
-        if one is None or not isinstance(
-            error, (UnavailableError, StoreIOError, ReadOnlyStoreError, StoreFullError)
-        ):
+        if one is None or not isinstance(error, _TELLING):
             return
         one.wake.set()
-        if isinstance(error, (TruncatedError, StoreFullError)):
+        if isinstance(error, (TruncatedError, StoreFullError, AccessDeniedError)):
             return
         if not isinstance(one.store, Driver) and error.key is not None:
             return
         if isinstance(error, ReadOnlyStoreError) and not one.store.capabilities.writable:
             return  # As configured.
-        self._failed(one, error)
-
-    async def wait_until_up(self, name: str, *, for_writing: bool = True) -> None:
-        """Return once the store can be used; reading is possible in a read-only state as well. Raises
-        KeyError.
-        """
-        one = self._watched[name]
-        enough = {HealthState.UP} if for_writing else {HealthState.UP, HealthState.READ_ONLY}
-        while one.health.state not in enough:
-            await one.changed.wait()
+        uses = (Use.ADD, Use.DELETE) if isinstance(error, ReadOnlyStoreError) else tuple(Use)
+        found: dict[Use, StoreError | None] = dict.fromkeys(uses, error)
+        self._take_in(one, found)
 
     async def aclose(self) -> None:
         """Stop probing. A probe that hangs is given up; its thread ends with the process."""
@@ -204,9 +237,15 @@ class HealthMonitor:
         if one.bad_in_a_row:
             doubled = self._options.first_wait_s * 2.0 ** min(one.bad_in_a_row - 1, 32)
             return min(doubled, self._options.longest_wait_s)
-        if one.health.state in (HealthState.DOWN, HealthState.READ_ONLY):
+        if self._is_coming_back(one):
             return self._options.first_wait_s  # It answered well once: ask again soon.
         return one.interval_s
+
+    @staticmethod
+    def _is_coming_back(one: _Watched) -> bool:
+        return any(
+            not one.health.works_for(use) and 0 < one.trials[use].good < GOOD_PROBES_TO_RETURN for use in Use
+        )
 
     async def _probe(self, one: _Watched) -> None:
         """One round, shared by all who ask meanwhile. Cancelling one of them does not stop it for the
@@ -245,38 +284,67 @@ class HealthMonitor:
             self._failed(one, StoreError(f"{name}: the probe failed: {error!r}.", store=name))
 
     def _answered(self, one: _Watched, space: StoreSpace) -> None:
-        one.good_in_a_row += 1
-        one.bad_in_a_row = one.timeouts_in_a_row = 0
+        """The store can be read; whether it can be written is in the answer."""
         one.health = replace(one.health, free_bytes=space.free_bytes, total_bytes=space.total_bytes)
-        was = one.health.state
-        if was is HealthState.UNKNOWN or (
-            was is not HealthState.UP and one.good_in_a_row >= GOOD_PROBES_TO_RETURN
-        ):
-            self._enter(one, HealthState.UP, "")
+        self._take_in(one, {Use.READ: None, Use.ADD: space.add_error, Use.DELETE: space.delete_error})
 
     def _failed(self, one: _Watched, error: StoreError) -> None:
-        one.good_in_a_row = 0
-        one.bad_in_a_row += 1
-        if isinstance(error, StalledError):
-            one.timeouts_in_a_row += 1
-            is_running = one.health.state in (HealthState.UP, HealthState.READ_ONLY)
-            if is_running and one.timeouts_in_a_row < TIMEOUTS_TO_DISABLE:
-                return
-        is_readable = isinstance(error, (ReadOnlyStoreError, StoreFullError))
-        self._enter(one, HealthState.READ_ONLY if is_readable else HealthState.DOWN, str(error))
+        """The probe ended with an error; some say only that the store cannot be written."""
+        found: dict[Use, StoreError | None] = dict.fromkeys(Use, error)
+        if isinstance(error, (StoreFullError, ReadOnlyStoreError)):
+            found[Use.READ] = None
+        if isinstance(error, StoreFullError):
+            found[Use.DELETE] = None
+        self._take_in(one, found)
 
-    def _enter(self, one: _Watched, state: HealthState, reason: str) -> None:
-        was = one.health
-        since = was.since if was.state is state else self._now()
-        one.health = replace(was, state=state, reason=reason, since=since)
-        if was.state is state:
-            return
-        if state is HealthState.UP:
-            log.info("%s: up (was %s)", one.store.name, was.state)
+    def _take_in(self, one: _Watched, found: Mapping[Use, StoreError | None]) -> None:
+        """What a look at the store says about these uses of it."""
+        is_bad = any(error is not None for error in found.values())
+        one.bad_in_a_row = one.bad_in_a_row + 1 if is_bad else 0
+        before = one.health
+        uses = {
+            use: self._after(health, one.trials[use], found[use]) if use in found else health
+            for use, health in before.uses.items()
+        }
+        state = _state(uses)
+        since = before.since if state is before.state else self._now()
+        one.health = replace(before, state=state, since=since, uses=uses)
+        _log_change(one.store.name, before, one.health)
+
+    def _after(self, was: UseHealth, trials: _Trials, error: StoreError | None) -> UseHealth:
+        """One use after one more look."""
+        works, reason = was.works, was.reason
+        if error is None:
+            trials.good += 1
+            trials.timeouts = 0
+            if works is None or trials.good >= GOOD_PROBES_TO_RETURN:
+                works, reason = True, ""
         else:
-            log.warning("%s: %s (was %s): %s", one.store.name, state, was.state, reason)
-        one.changed.set()
-        one.changed = asyncio.Event()
+            trials.good = 0
+            is_timeout = isinstance(error, StalledError)
+            trials.timeouts = trials.timeouts + 1 if is_timeout else trials.timeouts
+            if not (works and is_timeout and trials.timeouts < TIMEOUTS_TO_DISABLE):
+                works, reason = False, str(error)
+        return UseHealth(works=works, reason=reason, since=was.since if works is was.works else self._now())
+
+
+def _state(uses: Mapping[Use, UseHealth]) -> HealthState:
+    if not uses[Use.READ].works:
+        return HealthState.DOWN
+    return HealthState.UP if uses[Use.ADD].works else HealthState.READ_ONLY
+
+
+def _log_change(name: str, before: StoreHealth, now: StoreHealth) -> None:
+    """Once for each change, not for each probe."""
+    if now.state is not before.state:
+        if now.reason:
+            log.warning("%s: %s (was %s): %s", name, now.state, before.state, now.reason)
+        else:
+            log.info("%s: %s (was %s)", name, now.state, before.state)
+    elif now.works_for(Use.DELETE) and not before.works_for(Use.DELETE):
+        log.info("%s: images can be deleted again", name)
+    elif before.works_for(Use.DELETE) and not now.works_for(Use.DELETE):
+        log.warning("%s: images cannot be deleted: %s", name, now.uses[Use.DELETE].reason)
 
 
 def _seen(task: asyncio.Task[StoreSpace]) -> None:

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Final
 
 from dataplane.errors import AddressRefusedError, GlissadeError
 from drivers.http.url import parse_http_url, redact
+from drivers.rbd.url import parse_rbd_url
+from drivers.s3.url import parse_s3_url
+from drivers.swift.url import parse_swift_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+)(:[0-9]{1,5})?")
 
 
 class InvalidLocationError(GlissadeError):
@@ -29,8 +34,9 @@ class Location:
     """A location in its parts. Two that mean the same place are equal, however they were written.
 
     `store_type` is the kind of store that can read it. `path` says where in the world of that kind (a
-    directory, a host, a memory store's name), `key` is what the store's driver takes. Printing shows no
-    secret; `url` is the whole text as glance_store would write it today.
+    directory, a host, a bucket, a pool), `key` is what the store's driver takes. `url` is the text as
+    glance_store would write it today, without credentials: a store's own are in its configuration. Printing
+    shows no secret; an http `url` may hold one in its query.
     """
 
     store_type: str
@@ -51,10 +57,27 @@ def parse_location(url: str) -> Location:
     match = _SCHEME.fullmatch(url)
     if match is None:
         raise _invalid(url, "is no URL")
-    parser = _PARSERS.get(match[1].lower())
+    if _SURROGATE.search(url):
+        raise _invalid(url, "is no Unicode text")
+    scheme, rest = match[1].lower(), match[2]
+    if scheme in _WITHOUT_DRIVER:
+        raise _invalid(
+            url,
+            f"lies in {_WITHOUT_DRIVER[scheme]}, which cannot be read here",
+            "Have Glance copy the image to a store of another type first.",
+        )
+    parser = _PARSERS.get(scheme)
     if parser is None:
         raise _invalid(url, f"has the unknown scheme {match[1][:20]!r}", f"Known: {', '.join(_PARSERS)}.")
-    return parser(url, match[2])
+    return parser(url, rest)
+
+
+def shown_location(url: str) -> str:
+    """A location that the catalogue holds, fit to be shown: without its credentials or query."""
+    try:
+        return str(parse_location(url))
+    except InvalidLocationError:
+        return redact(url)
 
 
 def key_of_location(url: str) -> str:
@@ -101,13 +124,75 @@ def _memory(url: str, rest: str) -> Location:
     return Location(store_type="memory", path=store, key=key, url=url)
 
 
+def _s3(url: str, rest: str) -> Location:
+    """`s3://<service>/<bucket>/<key>`, also `s3+https` and `s3+http`; credentials of old locations are
+    dropped, and never shown.
+    """
+    place, *names = rest.rsplit("/", 2)
+    if any("@" in name for name in names):
+        raise _invalid(url, "holds an '@' after its host", "Write it as s3://host/bucket/key.")
+    _require_host(url, place)
+    try:
+        parsed = parse_s3_url(url.partition(":")[0].lower(), rest)
+    except ValueError as error:
+        raise _invalid(url, str(error), "Write it as s3://host/bucket/key.") from None
+    return Location(store_type="s3", path=f"{parsed.service}/{parsed.bucket}", key=parsed.key, url=parsed.url)
+
+
+def _rbd(url: str, rest: str) -> Location:
+    """`rbd://<fsid>/<pool>/<image>/<snapshot>`, each part percent-encoded, or the short `rbd://<image>`,
+    which leaves cluster and pool to the store and means the image without a snapshot.
+    """
+    try:
+        place = parse_rbd_url(rest)
+    except ValueError as error:
+        why = "is not percent-encoded UTF-8" if isinstance(error, UnicodeError) else str(error)
+        raise _invalid(url, why, "Write it as rbd://fsid/pool/image/snap.") from None
+    path = "" if place.fsid is None else f"{place.fsid}/{place.pool}"
+    return Location(store_type="rbd", path=path, key=place.key, url=place.url)
+
+
+def _swift(url: str, rest: str) -> Location:
+    """`swift+config://<reference>/<container>/<object>`, or `swift+https://<where>/<container>/<object>`
+    (also `swift+http`, `swift`) with the auth address, before which old locations hold credentials, or with
+    the storage URL of an account.
+    """
+    scheme = url.partition(":")[0].lower()
+    if scheme != "swift+config":
+        _require_host(url, rest)
+    try:
+        parsed = parse_swift_url(scheme, rest)
+    except ValueError as error:
+        raise _invalid(url, str(error), "Write it as swift+config://reference/container/object.") from None
+    return Location(store_type="swift", path=parsed.path, key=parsed.key, url=parsed.url)
+
+
+def _require_host(url: str, place: str) -> None:
+    """What follows a colon in the place of the host is a port. It may be credentials whose `@` got lost, and
+    nobody shall take them for a host and show them.
+    """
+    host = place.rpartition("@")[2].partition("/")[0]
+    if _HOST.fullmatch(host) is None:
+        raise _invalid(url, "has no valid host and port")
+
+
 _PARSERS: Final[Mapping[str, Callable[[str, str], Location]]] = {
     "file": _file,
     "filesystem": _file,
     "http": _http,
     "https": _http,
     "memory": _memory,
+    "rbd": _rbd,
+    "s3": _s3,
+    "s3+http": _s3,
+    "s3+https": _s3,
+    "swift": _swift,
+    "swift+config": _swift,
+    "swift+http": _swift,
+    "swift+https": _swift,
 }
+_WITHOUT_DRIVER: Final[Mapping[str, str]] = {"cinder": "a Cinder volume", "vsphere": "a VMware datastore"}
+"""Locations of glance_store that have no driver here."""
 
 
 def _invalid(url: str, why: str, hint: str = "") -> InvalidLocationError:

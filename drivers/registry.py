@@ -39,7 +39,7 @@ class MissingExtraError(GlissadeError):
 class StoreType:
     """A kind of store. `config` and `driver` are where its classes are (`package.module:Class`); `extra` is
     the optional part of the distribution that brings its libraries, None when the base has them.
-    `read_only`: it has no writing half.
+    `read_only`: it has no writing half. `system_package`: what brings its libraries where no extra can.
     """
 
     name: str
@@ -47,6 +47,7 @@ class StoreType:
     driver: str
     read_only: bool = False
     extra: str | None = None
+    system_package: str | None = None
 
     def config_class(self) -> type:
         """The frozen dataclass of the type's own settings. Raises `MissingExtraError`."""
@@ -63,11 +64,12 @@ class StoreType:
         try:
             found = getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
-            if self.extra is None:
+            wanted = f"glissade[{self.extra}]" if self.extra else self.system_package
+            if wanted is None:
                 raise
             raise MissingExtraError(
-                f"Stores of type {self.name!r} need the module {error.name!r}, which is not installed.",
-                hint=f"Install glissade[{self.extra}].",
+                f"Stores of type {self.name!r} need {error.name!r}, which is not installed.",
+                hint=f"Install {wanted}.",
             ) from error
         if not isinstance(found, type):
             raise TypeError(f"{where} is no class")
@@ -90,7 +92,25 @@ STORE_TYPES: Final[Mapping[str, StoreType]] = MappingProxyType(
                 read_only=True,
             ),
             StoreType(
+                name="rbd",
+                config="drivers.rbd.config:RbdConfig",
+                driver="drivers.rbd.driver:RbdDriver",
+                system_package="Ceph's client library (Debian, Ubuntu, Fedora: the package librbd1)",
+            ),
+            StoreType(
                 name="memory", config="drivers.memory:MemoryConfig", driver="drivers.memory:MemoryDriver"
+            ),
+            StoreType(
+                name="s3",
+                config="drivers.s3.config:S3Config",
+                driver="drivers.s3.driver:S3Driver",
+                extra="s3",
+            ),
+            StoreType(
+                name="swift",
+                config="drivers.swift.config:SwiftConfig",
+                driver="drivers.swift.driver:SwiftDriver",
+                extra="swift",
             ),
         )
     }

@@ -25,6 +25,8 @@ DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 _LONGEST_URL = 8192
 _LONGEST_MESSAGE = 200
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\?[^#]*)?")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_SHOWN_HOST = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^:@\[\]]*)(:[0-9]*)?")
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]*))?")
 _NUMBERS_AND_DOTS = re.compile(r"[0-9.]+")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -68,13 +70,23 @@ class HttpUrl:
 def redact(text: str) -> str:
     """A text that should be a URL, fit for a message: no query, fragment or user, nothing unprintable, not
     endless.
+
+    Also of the locations in which glance_store keeps credentials (`s3://AK:SK@...`), whose secrets may hold
+    any character, and of what is left of them when somebody mistyped one: what looks like neither host nor
+    path is left out.
     """
-    head = re.split(r"[?#]", text, maxsplit=1)[0]
-    before, at, after = head.rpartition("@")
-    if at:
-        scheme, separator, _ = before.partition("://")
-        head = f"{scheme}://***@{after}" if separator else f"***@{after}"
-    return _printable(head)
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme.lower() not in SCHEMES:
+        _, at, rest = rest.rpartition("@")
+        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    else:
+        _, at, rest = re.split(r"[?#]", rest if separator else text, maxsplit=1)[0].rpartition("@")
+    host, slash, path = rest.partition("/")
+    if _SHOWN_HOST.fullmatch(host) is None:
+        host = "***"
+    hidden = "***@" if at else ""
+    start = f"{scheme}{separator}" if separator and _SCHEME.fullmatch(scheme) else ""
+    return _printable(f"{start}{hidden}{host}{slash}{path}")
 
 
 def _printable(text: str) -> str:

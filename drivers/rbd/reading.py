@@ -1,0 +1,392 @@
+"""Reading an image: several requests ahead, past the holes, and making sure that it was one image."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import mmap
+from collections import deque
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dataplane.errors import NotFoundError, ObjectChangedError, StoreError, TruncatedError
+from dataplane.sparse import MIN_HOLE_BYTES
+from dataplane.store import KIB, MIB, Filled
+from drivers.rbd.aio import ImageIo, completed
+from drivers.rbd.clibrary import CephError
+from drivers.rbd.image import FAST_DIFF, Image, image_id
+from drivers.rbd.names import image_name
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from dataplane.store import ObjectInfo, ReadOptions
+    from drivers.blocking import BlockingThreads
+    from drivers.rbd.connection import Connection, Holder
+    from drivers.rbd.leaving import Leaving
+
+REQUEST_BYTES = 4 * MIB
+READ_AHEAD = 4
+"""Requests under way per stream: 16 MiB of memory; more gains nothing (docs/decisions/0041)."""
+
+_KEPT_BUFFERS = 2 * READ_AHEAD
+_LOOK_AHEAD_OBJECTS = 8192  # whose state is asked for at once
+_ZEROES = bytes(64 * KIB)
+
+
+class ReadBuffers:
+    """Memory for reading ahead, which streams use one after the other. Used on the event loop only."""
+
+    def __init__(self) -> None:
+        self._free: list[ReadBuffer] = []
+
+    def take(self) -> ReadBuffer:
+        return self._free.pop() if self._free else ReadBuffer()
+
+    def give_back(self, buffer: ReadBuffer) -> None:
+        if len(self._free) < _KEPT_BUFFERS:
+            self._free.append(buffer)
+
+
+class ReadBuffer:
+    """Page-aligned memory for one request."""
+
+    def __init__(self) -> None:
+        memory = mmap.mmap(-1, REQUEST_BYTES)
+        self.view = memoryview(memory)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+class OpenImage:
+    """An image opened for reading. Everything here blocks; `close` is idempotent."""
+
+    def __init__(self, connection: Connection, *, store: str, key: str) -> None:
+        self.store = store
+        self.key = key
+        self.identity = ""
+        self.size_bytes = 0
+        self.object_bytes = 0
+        self.knows_holes = False
+        self._name = image_name(store, key)
+        self._connection = connection
+        self._holder: Holder | None = None
+        self._image: Image | None = None
+
+    @property
+    def image(self) -> Image:
+        if self._image is None:
+            raise RuntimeError("the image is not open")
+        return self._image
+
+    @property
+    def fsid(self) -> str:
+        return self._held.pool.cluster.fsid
+
+    def open(self) -> None:
+        """Raises `NotFoundError` also for an image without its snapshot: an upload that was not finished."""
+        self._holder = self._connection.hold()
+        try:
+            self._image = Image(self._holder.pool, self._name.image, snapshot=self._name.snapshot)
+            self.identity = self._identity(self._image)
+            self.size_bytes = self._image.size_bytes
+            self.object_bytes = 1 << self._image.order
+            self.knows_holes = bool(self._image.features & FAST_DIFF)
+        except CephError as error:
+            raise self.error(error) from error
+
+    def close(self) -> None:
+        image, self._image = self._image, None
+        holder, self._holder = self._holder, None
+        try:
+            if image is not None:
+                image.close()
+        finally:
+            if holder is not None:
+                holder.release()
+
+    def require_unchanged(self) -> None:
+        """Raises `ObjectChangedError` when the image is gone or another one now. While its snapshot is there
+        its data are; what a deleted image would have said is zeroes.
+        """
+        pool = self._held.pool
+        found = ""
+        try:
+            if image_id(pool, self._name.image) is not None:
+                again = Image(pool, self._name.image, snapshot=self._name.snapshot)
+                try:
+                    found = self._identity(again)
+                finally:
+                    again.close()
+        except CephError as error:
+            if error.errno != errno.ENOENT:
+                raise self.error(error) from error
+        if found != self.identity:
+            raise self.changed(found or "nothing")
+
+    def data_ranges(self, start: int, stop: int) -> list[range]:
+        try:
+            return self.image.data_ranges(start, stop)
+        except CephError as error:
+            raise self.error(error) from error
+
+    def error(self, error: CephError) -> StoreError:
+        """The store error that it means; may ask the monitors, and so blocks."""
+        if error.errno == errno.ENOENT:
+            return NotFoundError(
+                f"{self.store}/{self.key}: there is no such image"
+                f"{'' if self._name.snapshot is None else f', or not its snapshot {self._name.snapshot!r}'}.",
+                store=self.store,
+                key=self.key,
+                hint="An image without that snapshot is an upload that was not finished: `rbd snap ls`.",
+            )
+        return self._held.error(error, self.key)
+
+    def changed(self, found: str) -> ObjectChangedError:
+        return ObjectChangedError(
+            f"{self.store}/{self.key}: is not the image it was ({found} instead of {self.identity}).",
+            store=self.store,
+            key=self.key,
+        )
+
+    def _identity(self, image: Image) -> str:
+        """The image's id and its snapshot's; the snapshot is all that is read, and never changes."""
+        if self._name.snapshot is None:
+            return f"{image.image_id}:{image.modified}"
+        return f"{image.image_id}:{image.snapshots()[self._name.snapshot]}"
+
+    @property
+    def _held(self) -> Holder:
+        if self._holder is None:
+            raise RuntimeError("the image is not open")
+        return self._holder
+
+
+@asynccontextmanager
+async def reading(
+    opened: OpenImage,
+    *,
+    options: ReadOptions,
+    threads: BlockingThreads,
+    buffers: ReadBuffers,
+    leaving: Leaving,
+    open_it: Callable[[], Awaitable[ObjectInfo]],
+) -> AsyncIterator[RbdReadStream]:
+    """Open the image by `open_it`, hand out a stream, close the image whatever happens."""
+    stream: RbdReadStream | None = None
+    try:
+        info = await open_it()
+        if options.identity not in (None, info.identity):
+            raise ObjectChangedError(
+                f"{opened.store}/{opened.key}: is not the image it was"
+                f" ({info.identity} instead of {options.identity}).",
+                store=opened.store,
+                key=opened.key,
+            )
+        stream = RbdReadStream(opened, info, options=options, threads=threads, buffers=buffers)
+        yield stream
+    finally:
+        await leaving.leave(threads.run(opened.close) if stream is None else stream.aclose())
+
+
+@dataclass(slots=True)
+class _Hole:
+    stop: int
+
+
+@dataclass(slots=True)
+class _Request:
+    """A piece that is being read, or was: then `runs` tells where its zeroes and its data end, in turn."""
+
+    start: int
+    stop: int
+    buffer: ReadBuffer
+    answer: asyncio.Future[int]
+    runs: deque[_Run] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
+class _Run:
+    stop: int
+    is_hole: bool
+
+
+class RbdReadStream:
+    """One sequential read; see `dataplane.store.ReadStream`. Its fields are changed on the event loop,
+    between two awaits.
+
+    What is asked for ahead lands in buffers of our own: a caller who gives up leaves no request behind that
+    would write into its memory. Objects that do not exist are not asked for, and zeroes that were stored are
+    told as holes.
+    """
+
+    def __init__(
+        self,
+        opened: OpenImage,
+        info: ObjectInfo,
+        *,
+        options: ReadOptions,
+        threads: BlockingThreads,
+        buffers: ReadBuffers,
+    ) -> None:
+        self.info = info
+        self._opened = opened
+        self._threads = threads
+        self._buffers = buffers
+        self._end = opened.size_bytes
+        self._at = min(options.offset_bytes, self._end)
+        if options.length_bytes is not None:
+            self._end = min(self._end, self._at + options.length_bytes)
+        self._asked = self._at  # Up to here the pieces reach,
+        self._known = self._at  # up to here `_data` tells all data.
+        self._data: deque[range] = deque()
+        self._pieces: deque[_Hole | _Request] = deque()
+        self._under_way = 0
+        self._after_hole = False
+        self._io = ImageIo(opened.image)
+
+    async def read_into(self, buffer: memoryview) -> Filled:
+        if self._at == self._end or not len(buffer):
+            return Filled(0)
+        await self._ask_ahead()
+        piece = self._pieces[0]
+        if isinstance(piece, _Hole):
+            await asyncio.sleep(0)  # A hole costs nothing, and terabytes of them must not hold the loop.
+            size = self._advance(min(len(buffer), piece.stop - self._at))
+            if self._at == piece.stop:
+                self._pieces.popleft()
+                self._after_hole = True
+            return Filled(size, is_hole=True)
+        if not piece.runs:
+            await self._arrived(piece)
+        run = piece.runs[0]
+        at = self._at - piece.start
+        size = min(len(buffer), run.stop - self._at)
+        if not run.is_hole:
+            buffer[:size] = piece.buffer.view[at : at + size]
+        self._advance(size)
+        if self._at == run.stop:
+            piece.runs.popleft()
+        if self._at == piece.stop:
+            self._pieces.popleft()
+            self._release(piece)
+        return Filled(size, is_hole=run.is_hole)
+
+    async def finish(self) -> None:
+        await self._threads.run(self._opened.require_unchanged)
+
+    async def aclose(self) -> None:
+        """Wait for what is under way, and close the image."""
+        await self._io.settled()
+        self._io.close()
+        while self._pieces:
+            piece = self._pieces.pop()
+            if isinstance(piece, _Request):
+                self._release(piece)
+        try:
+            await self._threads.run(self._opened.close)
+        finally:
+            self._io.free()
+
+    async def _ask_ahead(self) -> None:
+        while self._under_way < READ_AHEAD and self._asked < self._end:
+            if self._asked == self._known:
+                if self._pieces and isinstance(self._pieces[0], _Request):
+                    return  # There is something to hand out; look further when it is needed.
+                await self._look_ahead()
+            try:
+                self._ask_next()
+            except CephError as error:
+                raise await self._threads.run(self._opened.error, error) from error
+
+    def _ask_next(self) -> None:
+        """Append the next piece: a hole up to the next data, or a request."""
+        data = self._data[0] if self._data else range(self._known, self._known)
+        if data.start > self._asked:
+            self._asked = data.start
+            self._pieces.append(_Hole(self._asked))
+            return
+        # Requests end at multiples of their size, and so never reach into two objects needlessly.
+        stop = min(data.stop, self._asked - self._asked % REQUEST_BYTES + REQUEST_BYTES)
+        buffer = self._buffers.take()
+        try:
+            answer = self._io.read(buffer.address, stop - self._asked, self._asked)
+        except CephError:
+            self._buffers.give_back(buffer)
+            raise
+        self._pieces.append(_Request(self._asked, stop, buffer, answer))
+        self._under_way += 1
+        self._asked = stop
+        if stop == data.stop:
+            self._data.popleft()
+
+    async def _look_ahead(self) -> None:
+        """Learn where the data of the next objects are."""
+        start = self._known
+        stop = min(self._end, start + _LOOK_AHEAD_OBJECTS * self._opened.object_bytes)
+        if self._opened.knows_holes:
+            found = await self._threads.run(self._opened.data_ranges, start, stop)
+            clipped = (range(max(data.start, start), min(data.stop, stop)) for data in found)
+            self._data.extend(data for data in clipped if data)
+        else:
+            self._data.append(range(start, stop))
+        self._known = stop
+
+    async def _arrived(self, piece: _Request) -> None:
+        """Wait for the piece, and find the zeroes in it."""
+        try:
+            size = await completed(piece.answer, f"reading at {piece.start}")
+        except CephError as error:
+            raise await self._threads.run(self._opened.error, error) from error
+        if size < piece.stop - piece.start:
+            raise TruncatedError(
+                f"{self._opened.store}/{self._opened.key}: ended at {piece.start + size} bytes"
+                f" instead of {self._opened.size_bytes}; it was cut while it was read.",
+                store=self._opened.store,
+                key=self._opened.key,
+            )
+        view = piece.buffer.view[: piece.stop - piece.start]
+        piece.runs.extend(
+            _Run(piece.start + run.stop, run.is_hole) for run in _runs(view, after_hole=self._after_hole)
+        )
+        self._after_hole = piece.runs[-1].is_hole
+
+    def _release(self, piece: _Request) -> None:
+        self._buffers.give_back(piece.buffer)
+        self._under_way -= 1
+
+    def _advance(self, size: int) -> int:
+        self._at += size
+        return size
+
+
+def _runs(view: memoryview, *, after_hole: bool) -> list[_Run]:
+    """The view as zeroes and data in turn. Short runs of zeroes count as data, except at either end, where
+    they may belong to a larger one.
+    """
+    runs: list[_Run] = []
+    step = len(_ZEROES)
+    for at in range(0, len(view), step):
+        block = view[at : at + step]
+        is_hole = _ZEROES.startswith(block)
+        if runs and runs[-1].is_hole == is_hole:
+            runs[-1].stop = at + len(block)
+        else:
+            if len(runs) > 1 and not is_hole:
+                _fill_short_hole(runs)
+            if runs and not is_hole and not runs[-1].is_hole:
+                runs[-1].stop = at + len(block)
+            else:
+                runs.append(_Run(at + len(block), is_hole))
+    if len(runs) > 1 and runs[0].is_hole and not after_hole and runs[0].stop < MIN_HOLE_BYTES:
+        runs.pop(0)
+    return runs
+
+
+def _fill_short_hole(runs: list[_Run]) -> None:
+    """Make the last run, a hole between data, part of the data before it when it is short."""
+    hole = runs[-1]
+    if hole.stop - runs[-2].stop < MIN_HOLE_BYTES:
+        runs.pop()
+        runs[-1].stop = hole.stop

@@ -1,0 +1,142 @@
+"""Writing an image, several requests at once, straight from the pump's chunks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from dataplane.errors import SizeMismatchError
+from dataplane.sparse import is_zero
+from dataplane.store import GIB, MIB, WriteMark
+from drivers.rbd.aio import ImageIo, completed
+from drivers.rbd.clibrary import CephError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dataplane.store import ObjectInfo
+    from drivers.blocking import BlockingThreads
+    from drivers.rbd.attempt import AttemptImage
+
+WRITE_DEPTH = 8
+"""With chunks of 4 MiB this keeps an OSD busy; more gains nothing (docs/decisions/0041)."""
+
+_FIRST_GROWTH = 16 * MIB
+_LARGEST_GROWTH = 8 * GIB
+
+
+class RbdWriteSession:
+    """One image being written; see `dataplane.store.WriteSession`. Its fields are changed on the event loop,
+    between two awaits.
+
+    librbd copies what it is given before `write` awaits anything (docs/decisions/0041), so a write that is
+    cancelled returns at once, however long the cluster takes; only leaving waits for it.
+
+    An image of unknown size grows ahead of the data by doubling, and is cut on commit: each growth costs a
+    round trip.
+    """
+
+    def __init__(
+        self,
+        attempt: AttemptImage,
+        *,
+        size_bytes: int | None,
+        resumed_at: int,
+        thin: bool,
+        threads: BlockingThreads,
+        describe: Callable[[AttemptImage, int], ObjectInfo],
+    ) -> None:
+        self._attempt = attempt
+        self._size_bytes = size_bytes
+        self._thin = thin
+        self._threads = threads
+        self._describe = describe
+        self._at = resumed_at
+        self._room = resumed_at if size_bytes is None else size_bytes
+        self._unsure: set[int] = set()  # Where writes began that have not returned.
+        self._may_still_land = False
+        self._revoked = False
+        self._growing = asyncio.Lock()
+        self._finishing = asyncio.Lock()
+        self._io = ImageIo(attempt.image)
+
+    async def write(self, data: memoryview, *, is_hole: bool = False) -> None:
+        view = data if data.format == "B" and data.ndim == 1 else data.cast("B")
+        at, end = self._at, self._at + len(view)
+        if self._size_bytes is not None and end > self._size_bytes:
+            raise self._wrong_size(end)
+        self._require_ours()
+        self._at = end
+        if at == end or (self._thin and (is_hole or is_zero(view))):
+            return
+        self._unsure.add(at)
+        try:
+            if end > self._room:
+                await self._grow(end)
+                self._require_ours()
+            await completed(self._io.write(view, at), f"writing at {at}")
+        except CephError as error:
+            self._may_still_land = True
+            raise await self._threads.run(self._attempt.error, error) from error
+        self._unsure.discard(at)
+
+    async def checkpoint(self) -> WriteMark | None:
+        if self._may_still_land or self._revoked or not self._attempt.is_resumable:
+            return None
+        # Without a cache every acknowledged write is on the OSDs already.
+        size = min(self._unsure, default=self._at)
+        return WriteMark(size_bytes=size, state={"image": self._attempt.name, "id": self._attempt.image_id})
+
+    async def keep(self) -> WriteMark | None:
+        await self._io.settled()
+        mark = await self.checkpoint()
+        self._attempt.kept = mark is not None
+        return mark
+
+    async def commit(self) -> ObjectInfo:
+        if self._size_bytes is not None and self._at != self._size_bytes:
+            raise self._wrong_size(self._at)
+        async with self._finishing:
+            self._require_ours()
+            await self._io.settled()
+            await self._threads.run(self._attempt.seal, self._at)
+            info = self._describe(self._attempt, self._at)
+            await self._threads.run(self._attempt.publish)
+            self._attempt.accepted = True
+            return info
+
+    async def revoke(self) -> None:
+        """The attempt is being cleared: let go of its image."""
+        async with self._finishing:
+            self._revoked = True
+            await self._io.settled()
+            await self._threads.run(self._attempt.close_image)
+
+    async def aclose(self) -> None:
+        await self._io.settled()
+        self._io.close()
+        try:
+            await self._threads.run(self._attempt.close)
+        finally:
+            self._io.free()
+
+    async def _grow(self, end: int) -> None:
+        async with self._growing:
+            if end <= self._room:
+                return
+            room = max(end, _FIRST_GROWTH, self._room + min(self._room, _LARGEST_GROWTH))
+            await self._threads.run(self._attempt.image.resize, room)
+            self._room = room
+
+    def _require_ours(self) -> None:
+        if self._revoked:
+            raise self._attempt.lost()
+
+    def _wrong_size(self, size_bytes: int) -> SizeMismatchError:
+        store, key = self._attempt.store, self._attempt.key
+        return SizeMismatchError(
+            f"{store}/{key}: {size_bytes} bytes came, {self._size_bytes} were declared.",
+            store=store,
+            key=key,
+            hint="Nothing was stored; correct the declared size or the source.",
+        )

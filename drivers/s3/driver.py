@@ -1,0 +1,252 @@
+"""The `s3` store: images as objects named by their key, in glance_store's layout."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from dataplane.errors import (
+    AccessDeniedError,
+    NotFoundError,
+    ObjectChangedError,
+    ReadOnlyStoreError,
+    StoreError,
+)
+from dataplane.store import Capabilities, Driver, ObjectInfo, ReadOptions, StoreSpace, WriteOptions
+from drivers.blocking import BlockingThreads
+from drivers.parts import PartBuffers
+from drivers.s3.attempt import S3Attempt, clear
+from drivers.s3.checks import PartMd5
+from drivers.s3.config import MOST_PARTS
+from drivers.s3.errors import PreconditionError
+from drivers.s3.features import RESERVED, FeatureProbe
+from drivers.s3.marker import Marks, check_key
+from drivers.s3.offload import S3Offload, S3Origin
+from drivers.s3.reading import S3Reader
+from drivers.s3.service import S3Service
+from drivers.s3.session import S3WriteSession
+from drivers.s3.url import location_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from drivers.options import StoreOptions
+    from drivers.s3.config import S3Config
+    from drivers.s3.reading import S3ReadStream
+    from drivers.s3.service import S3Object
+
+_DEFAULT_READ = ReadOptions()
+_DEFAULT_WRITE = WriteOptions()
+_CHECKSUM_THREADS = 2
+
+
+class S3Driver:
+    """One bucket. Shared state: the connections, the part buffers, and what was found out about the service;
+    each in an object of its own. The constructor asks nobody.
+    """
+
+    def __init__(self, name: str, config: S3Config, options: StoreOptions) -> None:
+        self.name = name
+        self._config = config
+        self._options = options
+        self._service = S3Service(name, config, options)
+        self._probe = FeatureProbe(self._service, config.part_check)
+        self._buffers = PartBuffers(budget_bytes=config.buffer_budget_bytes, buffer_bytes=config.buffer_bytes)
+        read_ahead = config.read_streams * options.concurrency * config.buffer_bytes
+        self._read_buffers = PartBuffers(
+            budget_bytes=max(config.buffer_bytes, min(read_ahead, config.buffer_budget_bytes)),
+            buffer_bytes=config.buffer_bytes,
+        )
+        self._threads = BlockingThreads(f"s3-{name}", threads=_CHECKSUM_THREADS)
+        self._md5 = PartMd5()
+        self._reader = S3Reader(self._service, self._describe)
+        self._bucket_is_there = not config.create_bucket
+        self._making_bucket = asyncio.Lock()
+        writable = not options.read_only
+        self.capabilities = Capabilities(
+            copy_from=S3Offload(
+                self._service,
+                self._probe,
+                config=config,
+                options=options,
+                describe=self._describe,
+                prepare=self._prepare,
+            )
+            if writable
+            else None,
+            origin=S3Origin(service=self._service, config=config),
+            writable=writable,
+            deletable=writable and options.allow_delete,
+        )
+
+    async def probe(self) -> StoreSpace:
+        """Looks at the bucket and, for a store that takes images, begins an upload and gives it up."""
+        try:
+            await self._service.call("head_bucket", key=None, doing="looking at the bucket")
+        except NotFoundError as error:
+            if self._config.create_bucket:
+                return StoreSpace()
+            raise StoreError(
+                f"{self.name}: there is no bucket {self._config.bucket!r}.",
+                store=self.name,
+                hint="Correct its name, make it, or set create_bucket = true.",
+            ) from error
+        if not self._options.read_only:
+            key = f"{RESERVED}probe"
+            answer = await self._service.call(
+                "create_multipart_upload", key=None, doing="trying to write", Key=key
+            )
+            await self._service.abort_upload(key, answer["UploadId"])
+            await Marks(self._service).abort_uploads_of(key, key)  # What a crash left of an earlier look.
+        return StoreSpace()
+
+    async def stat(self, key: str) -> ObjectInfo:
+        check_key(self.name, key)
+        return self._describe(key, await self._reader.look(key))
+
+    @asynccontextmanager
+    async def open_read(self, key: str, options: ReadOptions = _DEFAULT_READ) -> AsyncIterator[S3ReadStream]:
+        check_key(self.name, key)
+        if self._config.read_streams == 1:
+            async with self._reader.open(key, options) as stream:
+                yield stream
+            return
+        async with (
+            self._read_buffers.session() as buffers,
+            self._reader.open_ranges(
+                key, options, buffers=buffers, streams=self._config.read_streams
+            ) as stream,
+        ):
+            yield stream
+
+    @asynccontextmanager
+    async def open_write(
+        self, key: str, options: WriteOptions = _DEFAULT_WRITE
+    ) -> AsyncIterator[S3WriteSession]:
+        await self._prepare(key)
+        own = self._own_buffers(key, options.size_bytes)
+        async with self._buffers.session(own) as buffers:
+            attempt = S3Attempt(
+                self._service,
+                self._probe,
+                key,
+                attempt=options.attempt,
+                tries=self._config.part_attempts,
+                stall_timeout_s=self._options.stall_timeout_s,
+            )
+            session = S3WriteSession(
+                self._service,
+                key,
+                options,
+                config=self._config,
+                attempt=attempt,
+                buffers=buffers,
+                threads=self._threads,
+                md5=self._md5,
+                stall_timeout_s=self._options.stall_timeout_s,
+                describe=self._describe,
+            )
+            try:
+                if options.resume is not None:
+                    session.go_on(*await attempt.resume(options.resume))
+                else:
+                    await attempt.begin()
+                    await session.begin()
+                yield session
+            finally:
+                try:
+                    await session.aclose()
+                finally:
+                    await attempt.undo()
+
+    async def delete(self, key: str, *, identity: str | None = None) -> None:
+        self._check_writable(key)
+        if not self._options.allow_delete:
+            raise AccessDeniedError(
+                f"{self.name}/{key}: this store is configured to keep its images.",
+                store=self.name,
+                key=key,
+                hint="Set allow_delete = true for the store, or delete the image by hand.",
+            )
+        found = await self._reader.look(key)
+        changed = ObjectChangedError(
+            f"{self.name}/{key}: is another object than the one to delete; it was left as it is.",
+            store=self.name,
+            key=key,
+        )
+        if identity not in (None, found.identity):
+            raise changed
+        try:
+            await self._service.delete(key, etag=found.etag)
+        except PreconditionError as error:
+            raise changed from error
+
+    async def clear_attempt(self, key: str, attempt: str, *, keep_object: bool) -> bool:
+        check_key(self.name, key)
+        return await clear(self._service, key, attempt, keep_object=keep_object)
+
+    async def aclose(self) -> None:
+        await self._service.aclose()
+        await self._threads.aclose()
+        await self._md5.aclose()
+
+    async def _prepare(self, key: str) -> None:
+        """Before anything is written: the key and the options allow it, and the bucket is there."""
+        self._check_writable(key)
+        if self._bucket_is_there:
+            return
+        async with self._making_bucket:
+            if not self._bucket_is_there:
+                await self._make_bucket()
+                self._bucket_is_there = True
+
+    async def _make_bucket(self) -> None:
+        try:
+            await self._service.call("head_bucket", key=None, doing="looking at the bucket")
+        except NotFoundError:
+            pass
+        else:
+            return
+        region = self._config.region
+        where: dict[str, object] = {}
+        if region and region != "us-east-1":  # Which may not be named, being the default.
+            where = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        await self._service.call("create_bucket", key=None, doing="making the bucket", **where)
+
+    def _own_buffers(self, key: str, size_bytes: int | None) -> int:
+        """How many buffers the smallest part needs, that 10000 of them may hold the image."""
+        own = max(1, -(-(size_bytes or 0) // (MOST_PARTS * self._config.buffer_bytes)))
+        if own > self._buffers.buffer_count:
+            raise StoreError(
+                f"{self.name}/{key}: {size_bytes} bytes need parts larger than buffer_budget.",
+                store=self.name,
+                key=key,
+                hint=f"Set buffer_budget of the store to at least {own * self._config.buffer_bytes}.",
+            )
+        return own
+
+    def _check_writable(self, key: str) -> None:
+        check_key(self.name, key)
+        if self._options.read_only:
+            raise ReadOnlyStoreError(
+                f"{self.name}/{key}: the store is configured read-only.",
+                store=self.name,
+                key=key,
+                hint="Set read_only = false for the store to write to it.",
+            )
+
+    def _describe(self, key: str, found: S3Object) -> ObjectInfo:
+        config = self._config
+        credentials = (
+            f"{config.access_key}:{config.secret_key.reveal()}" if config.location_credentials else ""
+        )
+        return ObjectInfo(
+            key=key,
+            size_bytes=found.size_bytes,
+            identity=found.identity,
+            location=location_of(config.endpoint, config.bucket, key, credentials=credentials),
+        )
+
+
+_: type[Driver] = S3Driver

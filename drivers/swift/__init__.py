@@ -1,0 +1,1 @@
+"""OpenStack Swift, and radosgw's Swift API, in glance_store's layout."""

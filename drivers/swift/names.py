@@ -1,0 +1,92 @@
+"""What lies where: containers, and the objects that belong to an image before and beside its own.
+
+An image `<key>` has everything else of its below `<key>/`. Keys have no slash, so none of it is ever taken
+for an image; and it does not begin with `<key>-`, where the segments of glance_store's dynamic large objects
+are: a segment of ours among them would be read as part of the other image.
+
+- `<key>/<token>/<number>-<session>`: segments of a static large object;
+- `<key>/attempt-<attempt>`: the mark of an attempt, naming the token;
+- `<key>/commit-<token>`: whose turn it is to publish, on servers without conditional requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from dataplane.errors import InvalidKeyError
+
+if TYPE_CHECKING:
+    from drivers.swift.config import SwiftConfig
+
+TOKEN_HEADER: Final = "X-Object-Meta-Glissade-Object"  # noqa: S105 - a header's name
+"""Names the making of an object: it stays as long as the object, and differs in each new one."""
+
+_LONGEST_KEY_BYTES = 255
+_PLAIN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_SEGMENT = re.compile(r"(\d{5,})-[0-9a-f]+")
+
+
+def check_key(store: str, key: str) -> None:
+    """Raise `InvalidKeyError` unless the key is a plain name."""
+    problem = ""
+    if not key:
+        problem = "is empty"
+    elif "/" in key or not key.isprintable():
+        problem = "contains a slash or what cannot be printed"
+    elif key.startswith("."):
+        problem = "begins with a dot"
+    elif len(key.encode(errors="surrogatepass")) > _LONGEST_KEY_BYTES:
+        problem = f"is longer than {_LONGEST_KEY_BYTES} bytes"
+    if problem:
+        raise InvalidKeyError(
+            f"{store}: the key {key[:80]!r} {problem}.",
+            store=store,
+            key=key,
+            hint="A key is one plain name, such as an image id.",
+        )
+
+
+def container_of(config: SwiftConfig, key: str) -> str:
+    """Where an image lies; as glance_store, dashes of the id do not count."""
+    seed = config.multiple_containers_seed
+    if not seed:
+        return config.container
+    name = key.lower()
+    return f"{config.container}_{name[: seed + name[:seed].count('-')]}"
+
+
+def new_token() -> str:
+    return secrets.token_hex(8)
+
+
+def probe_name() -> str:
+    """An object that belongs to no image."""
+    return f"glissade/probe-{new_token()}"
+
+
+def mark_name(key: str, attempt: str) -> str:
+    if _PLAIN.fullmatch(attempt):
+        return f"{key}/attempt-{attempt}"
+    return f"{key}/attempt-~{hashlib.sha256(attempt.encode(errors='surrogatepass')).hexdigest()}"
+
+
+def claims_prefix(key: str) -> str:
+    return f"{key}/commit-"
+
+
+def folder(key: str, token: str) -> str:
+    """Where the segments of a making are."""
+    return f"{key}/{token}/"
+
+
+def segment_name(key: str, token: str, number: int, session: str) -> str:
+    return f"{folder(key, token)}{number:05d}-{session}"
+
+
+def segment_number(name: str) -> int | None:
+    """The number of a segment of ours, by its full name."""
+    match = _SEGMENT.fullmatch(name.rpartition("/")[2])
+    return None if match is None else int(match[1])

@@ -1,0 +1,79 @@
+"""Reading an image by one GET, whose length and identity are known and checked."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from dataplane.errors import ObjectChangedError, StoreError, UnavailableError
+from dataplane.store import Filled
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from dataplane.store import ObjectInfo, ReadOptions
+    from drivers.wire import BodyReader
+
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+
+
+def range_header(options: ReadOptions) -> dict[str, str]:
+    """What asks for the part that is wanted; nothing for the whole."""
+    first, length = options.offset_bytes, options.length_bytes
+    if length is not None:
+        return {"Range": f"bytes={first}-{first + length - 1}"}
+    return {"Range": f"bytes={first}-"} if first else {}
+
+
+def total_of(content_range: str | None, *, first: int) -> int | None:
+    """The size of the whole object by a Content-Range, if it begins where it should."""
+    match = _CONTENT_RANGE.fullmatch(content_range or "")
+    return int(match[3]) if match is not None and int(match[1]) == first else None
+
+
+class SwiftReadStream:
+    """See `dataplane.store.ReadStream`. `look` is the object as it is now."""
+
+    def __init__(
+        self,
+        info: ObjectInfo,
+        body: BodyReader | None,
+        *,
+        store: str,
+        look: Callable[[], Awaitable[ObjectInfo]],
+    ) -> None:
+        self.info = info
+        self._body = body
+        self._store = store
+        self._look = look
+
+    async def read_into(self, buffer: memoryview) -> Filled:
+        if self._body is None:
+            return Filled(0)
+        view = buffer if buffer.format == "B" and buffer.ndim == 1 else buffer.cast("B")
+        try:
+            return Filled(await self._body.read_into(view))
+        except UnavailableError as error:
+            # A large object whose segments went away under it breaks off, or falls silent.
+            await self._explain(error)
+            raise
+
+    async def finish(self) -> None:
+        now = await self._look()
+        if now.identity != self.info.identity:
+            raise self._changed()
+
+    async def _explain(self, error: StoreError) -> None:
+        try:
+            now = await self._look()
+        except StoreError:
+            return
+        if now.identity != self.info.identity:
+            raise self._changed() from error
+
+    def _changed(self) -> ObjectChangedError:
+        return ObjectChangedError(
+            f"{self._store}/{self.info.key}: was replaced while it was read.",
+            store=self._store,
+            key=self.info.key,
+        )
