@@ -27,6 +27,7 @@ from control.catalog.database import Database, open_database
 from control.catalog.errors import CatalogError
 from control.catalog.images import Images
 from control.jobs.board import Board
+from control.jobs.checkpoints import CheckpointFiles
 from control.jobs.limits import Limits
 from control.jobs.queue import JobQueue
 from control.jobs.service import JobService
@@ -135,6 +136,8 @@ class _Daemon:
             intervals_s={store.id: store.options.probe_interval_s for store in stores},
         )
         stack.push_async_callback(health.aclose)
+        checkpoints = CheckpointFiles(os.path.join(node.state_directory, "checkpoints"))
+        stack.push_async_callback(checkpoints.aclose)
         self._services = Services(
             database=database,
             images=Images(),
@@ -147,6 +150,7 @@ class _Daemon:
             ),
             sources=self._import_sources(),
             board=Board(),
+            checkpoints=checkpoints,
             os_hash_algo=settings.imports.default_os_hash_algo,
         )
         self._worker = Worker(
@@ -222,7 +226,14 @@ class _Daemon:
 
     def _import_sources(self) -> ImportSources:
         imports = self._settings.imports
-        options = StoreOptions(concurrency=self._settings.node.max_transfers)
+        # Weight, rate limit and prohibitions are those of stores; how patient to be holds here, too.
+        defaults = self._settings.store_defaults
+        options = StoreOptions(
+            concurrency=self._settings.node.max_transfers,
+            connect_timeout_s=defaults.connect_timeout_s,
+            stall_timeout_s=defaults.stall_timeout_s,
+            retry=defaults.retry,
+        )
         return ImportSources(
             urls=self._source(HttpSource("import:url", imports.http_config(), options), options),
             paths=(

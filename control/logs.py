@@ -10,7 +10,10 @@ from datetime import UTC, datetime
 
 _QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]+")
 _CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
-_USER = re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/@'\"]+@", re.IGNORECASE)
+_USER = re.compile(
+    r"((?:s3|swift)[a-z0-9+.-]*://)[^\s'\"]+@|([a-z][a-z0-9+.-]*://)[^\s/@'\"]+@", re.IGNORECASE
+)
+"""The secrets in locations of S3 and Swift may hold slashes."""
 
 
 def set_up(level: str, style: str) -> None:
@@ -28,7 +31,7 @@ def redacted(text: str) -> str:
     """The text without what may be a secret in a URL: its user part and its query. A second wall; the first
     is not to log them.
     """
-    return _USER.sub(r"\1***@", _QUERY.sub(r"\1?***", text))
+    return _USER.sub(r"\1\2***@", _QUERY.sub(r"\1?***", text))
 
 
 class TextFormatter(logging.Formatter):

@@ -22,9 +22,9 @@ from control.api.errors import (
     PeerForbiddenError,
     RequestError,
 )
-from control.api.failures import RETRY_AFTER_S, problem_of
+from control.api.failures import problem_of, retry_after_s
 from control.api.peers import peer_of
-from control.api.v1 import images, jobs, limits, stores
+from control.api.v1 import images, jobs, limits, plans, stores
 from control.jobs.errors import InternalError
 from dataplane.errors import GlissadeError
 
@@ -55,7 +55,7 @@ def create_app(context: ApiContext, *, max_body_bytes: int) -> web.Application:
     app[CONTEXT] = context
     app[_IN_WORK] = _InWork()
     app.on_response_prepare.append(_begin_answer)
-    for part in (health, jobs, stores, limits, images):
+    for part in (health, jobs, plans, stores, limits, images):
         app.add_routes(part.routes)
     return app
 
@@ -153,7 +153,7 @@ def _problem(error: GlissadeError, request_id: str) -> web.Response:
         text=json.dumps(problem), status=problem["status"], content_type="application/problem+json"
     )
     if problem["status"] in (429, 503):
-        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+        response.headers["Retry-After"] = str(retry_after_s(error))
     if problem["status"] >= 500:
         log.warning("%s: answered %d: %s", request_id, problem["status"], error)
     return response

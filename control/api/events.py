@@ -42,7 +42,7 @@ async def _follow(response: web.StreamResponse, context: ApiContext, job: Job) -
                 changed.clear()
                 job = await services.database.read(partial(services.queue.get, job_id=job.id))
             live = services.board.running.get(job.id)
-            shown = job_answer(job, live).model_dump_json()
+            shown = job_answer(job, services).model_dump_json()
             if job.is_finished:
                 await response.write(f"event: end\ndata: {shown}\n\n".encode())
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ STATUSES: Mapping[type[data.GlissadeError], HTTPStatus] = {
     jobs.JobNotFoundError: HTTPStatus.NOT_FOUND,
     jobs.UnknownStoreError: HTTPStatus.BAD_REQUEST,
     jobs.SourceStoreNeededError: HTTPStatus.BAD_REQUEST,
+    jobs.CannotPlanError: HTTPStatus.BAD_REQUEST,
     jobs.SourceNotAllowedError: HTTPStatus.FORBIDDEN,
     jobs.InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
     jobs.DrainingError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -46,7 +48,7 @@ STATUSES: Mapping[type[data.GlissadeError], HTTPStatus] = {
 """The nearest class in an error's ancestry decides."""
 
 RETRY_AFTER_S = 2
-"""What a client that was turned away should wait before it asks again."""
+"""What a client that was turned away should wait before it asks again, where nobody knows better."""
 
 
 def status_of(error: data.GlissadeError) -> HTTPStatus:
@@ -55,6 +57,12 @@ def status_of(error: data.GlissadeError) -> HTTPStatus:
         if ancestor in STATUSES:
             return STATUSES[ancestor]
     return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def retry_after_s(error: data.GlissadeError) -> int:
+    """When a client that was turned away should ask again, in whole seconds."""
+    wish_s = error.retry_after_s if isinstance(error, data.UnavailableError) else None
+    return RETRY_AFTER_S if wish_s is None else max(1, math.ceil(wish_s))
 
 
 def problem_of(error: data.GlissadeError, request_id: str) -> dict[str, Any]:
@@ -70,6 +78,8 @@ def problem_of(error: data.GlissadeError, request_id: str) -> dict[str, Any]:
     }
     if error.hint:
         problem["hint"] = error.hint
+    if isinstance(error, data.StoreError):
+        problem["store"] = error.store
     if isinstance(error, api.InvalidRequestError) and error.errors:
         problem["errors"] = [{"field": one.field, "message": one.message} for one in error.errors]
     return problem

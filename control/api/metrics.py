@@ -9,7 +9,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from drivers.health import HealthState
+from drivers.health import HealthState, Use
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,6 +43,12 @@ class Metrics:
         )
         self._store_up = Gauge(
             "glissade_store_up", "1 up, 0.5 read-only, 0 down.", ["store"], registry=self.registry
+        )
+        self._store_usable = Gauge(
+            "glissade_store_usable",
+            "1 if the store can be used like that now (read, add, delete), else 0.",
+            ["store", "use"],
+            registry=self.registry,
         )
         self._store_free = Gauge(
             "glissade_store_free_bytes",
@@ -99,6 +105,9 @@ class Metrics:
             health = services.health.status(store.id)
             value = {HealthState.UP: 1.0, HealthState.READ_ONLY: 0.5}.get(health.state, 0.0)
             self._store_up.labels(store.id).set(value)
+            for use in Use:
+                is_usable = health.works_for(use) and not services.forbidden(store.id, use)
+                self._store_usable.labels(store.id, use.value).set(is_usable)
             if health.free_bytes is not None:
                 self._store_free.labels(store.id).set(health.free_bytes)
         pool = services.engine.pool

@@ -10,15 +10,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from control.jobs.model import Job, JobKind, JobState
+from control.jobs.planning import NO_METHOD
+from control.jobs.report import describe_error
 from control.jobs.requests import ImageId, Rate, StoreId, StrictModel
+from dataplane.plan import STREAM
 from dataplane.throttle import format_rate
+from dataplane.transfer import VerifyMode
+from drivers.health import Use
+from drivers.location import shown_location
 
 if TYPE_CHECKING:
     from control.catalog.images import Image
-    from control.jobs.board import RunningJob
     from control.jobs.limits import Limits
+    from control.jobs.planning import JobPlan
+    from control.jobs.services import Services
     from control.jobs.stores import ConfiguredStore
-    from drivers.health import StoreHealth
+    from dataplane.errors import GlissadeError
+    from dataplane.planning import Planned
 
 MAX_PAGE = 1000
 
@@ -90,6 +98,14 @@ class ProgressAnswer(Answer):
     eta_s: float | None
 
 
+class WaitAnswer(Answer):
+    """What a queued job waits for: a store that cannot be used, why, and what to do about it."""
+
+    store: str
+    reason: str
+    hint: str
+
+
 class JobAnswer(Answer):
     """A job. `attempt` counts from 1 when it has been started."""
 
@@ -105,6 +121,7 @@ class JobAnswer(Answer):
     started_at: str | None
     finished_at: str | None
     updated_at: str | None
+    waiting_for: WaitAnswer | None
     progress: ProgressAnswer | None
     error: dict[str, Any] | None
     report: dict[str, Any] | None
@@ -117,6 +134,14 @@ class JobsAnswer(Answer):
     next: str | None
 
 
+class UseAnswer(Answer):
+    """Whether a store can be used in one way now; `since` is null where the configuration forbids it."""
+
+    works: bool
+    reason: str
+    since: str | None
+
+
 class HealthAnswer(Answer):
     """How a store is."""
 
@@ -124,6 +149,9 @@ class HealthAnswer(Answer):
     reason: str
     since: str
     checked_at: str | None
+    read: UseAnswer
+    add: UseAnswer
+    delete: UseAnswer
 
 
 class CapabilitiesAnswer(Answer):
@@ -157,6 +185,49 @@ class StoresAnswer(Answer):
     """All configured stores."""
 
     stores: list[StoreAnswer]
+
+
+class ProblemAnswer(Answer):
+    """Why something would not work now."""
+
+    code: str
+    message: str
+    hint: str
+    store: str | None
+
+
+class PlannedAnswer(Answer):
+    """What would be done for one destination."""
+
+    store: str
+    method: str
+    reason: str
+    bytes_through: int | None
+    read_back: bool
+    verify: Literal["read back", "same stored bytes", "digests while writing", "size", "nothing"]
+    problem: ProblemAnswer | None
+
+
+class PlannedSourceAnswer(Answer):
+    """What becomes of the place that the image is read from; `store` is null for an import."""
+
+    store: str | None
+    after: Literal["kept", "deleted"]
+    reason: str
+    problem: ProblemAnswer | None
+
+
+class PlanAnswer(Answer):
+    """What a job would do."""
+
+    kind: JobKind
+    image_id: str | None
+    size_bytes: int | None
+    must_read: bool
+    bytes_read: int | None
+    bytes_through: int | None
+    destinations: list[PlannedAnswer]
+    source: PlannedSourceAnswer
 
 
 class LimitsAnswer(Answer):
@@ -208,9 +279,10 @@ class ReadyAnswer(Answer):
     version: str
 
 
-def job_answer(job: Job, running: RunningJob | None) -> JobAnswer:
-    """The job as the API shows it; `running` is its live part, if it runs here."""
+def job_answer(job: Job, services: Services) -> JobAnswer:
+    """The job as the API shows it, with its live part, if it runs here."""
     progress = None
+    running = services.board.running.get(job.id)
     if running is not None and job.state is JobState.RUNNING:
         live = running.progress
         progress = ProgressAnswer(
@@ -233,10 +305,21 @@ def job_answer(job: Job, running: RunningJob | None) -> JobAnswer:
         started_at=utc_text(job.started_at),
         finished_at=utc_text(job.finished_at),
         updated_at=utc_text(job.updated_at),
+        waiting_for=_waiting_for(job, services),
         progress=progress,
         error=dict(job.error) if job.error is not None else None,
         report=dict(job.report) if job.report is not None else None,
     )
+
+
+def _waiting_for(job: Job, services: Services) -> WaitAnswer | None:
+    store = job.waiting_for
+    if store is None or job.state is not JobState.QUEUED:
+        return None
+    obstacle = services.why_unusable(store)
+    if obstacle is None:
+        return WaitAnswer(store=store, reason=f"{store}: can be used again.", hint="The job goes on shortly.")
+    return WaitAnswer(store=store, reason=obstacle.message, hint=obstacle.hint)
 
 
 def _shown_request(job: Job) -> dict[str, Any]:
@@ -253,9 +336,17 @@ def _shown_request(job: Job) -> dict[str, Any]:
     return request
 
 
-def store_answer(store: ConfiguredStore, health: StoreHealth, limits: Limits) -> StoreAnswer:
-    """The store as the API shows it."""
+def store_answer(store: ConfiguredStore, services: Services) -> StoreAnswer:
+    """The store as the API shows it, with its health as last seen."""
     can = store.driver.capabilities
+    health = services.health.status(store.id)
+
+    def use_answer(use: Use) -> UseAnswer:
+        if forbidden := services.forbidden(store.id, use):
+            return UseAnswer(works=False, reason=forbidden, since=None)
+        one = health.uses[use]
+        return UseAnswer(works=health.works_for(use), reason=one.reason, since=utc_text(one.since))
+
     return StoreAnswer(
         id=store.id,
         type=store.type,
@@ -268,6 +359,9 @@ def store_answer(store: ConfiguredStore, health: StoreHealth, limits: Limits) ->
             reason=health.reason,
             since=utc_text(health.since) or "",
             checked_at=utc_text(health.checked_at),
+            read=use_answer(Use.READ),
+            add=use_answer(Use.ADD),
+            delete=use_answer(Use.DELETE),
         ),
         capabilities=CapabilitiesAnswer(
             writable=not store.read_only,
@@ -278,9 +372,57 @@ def store_answer(store: ConfiguredStore, health: StoreHealth, limits: Limits) ->
         ),
         free_bytes=health.free_bytes,
         total_bytes=health.total_bytes,
-        rate_limit=format_rate(limits.store(store.id).rate_bytes_per_s),
+        rate_limit=format_rate(services.limits.store(store.id).rate_bytes_per_s),
         concurrency=store.options.concurrency,
     )
+
+
+def plan_answer(kind: str, plan: JobPlan) -> PlanAnswer:
+    """The plan as the API shows it."""
+    return PlanAnswer(
+        kind=JobKind(kind),
+        image_id=plan.image_id,
+        size_bytes=plan.size_bytes,
+        must_read=plan.must_read,
+        bytes_read=plan.bytes_read,
+        bytes_through=plan.bytes_through,
+        destinations=[
+            PlannedAnswer(
+                store=one.store,
+                method=one.method,
+                reason=one.reason,
+                bytes_through=one.bytes_through,
+                read_back=one.read_back,
+                verify=_checked(one, plan.verify),
+                problem=_problem(one.error),
+            )
+            for one in plan.destinations
+        ],
+        source=PlannedSourceAnswer(
+            store=plan.source.store,
+            after="deleted" if plan.source.deleted else "kept",
+            reason=plan.source.reason,
+            problem=_problem(plan.source.error),
+        ),
+    )
+
+
+def _checked(
+    planned: Planned, mode: VerifyMode
+) -> Literal["read back", "same stored bytes", "digests while writing", "size", "nothing"]:
+    if planned.error is not None or planned.method == NO_METHOD:
+        return "nothing"
+    if planned.read_back:
+        return "read back"
+    if planned.shares_storage:
+        return "same stored bytes"
+    if planned.method == STREAM and mode is not VerifyMode.NONE:
+        return "digests while writing"
+    return "size"
+
+
+def _problem(error: GlissadeError | None) -> ProblemAnswer | None:
+    return None if error is None else ProblemAnswer(**describe_error(error))
 
 
 def limits_answer(limits: Limits) -> LimitsAnswer:
@@ -308,6 +450,7 @@ def image_answer(image: Image) -> ImageAnswer:
         updated_at=utc_text(image.updated_at),
         stores=list(dict.fromkeys(place.store for place in image.locations)),
         locations=[
-            LocationAnswer(store=place.store, url=place.url, status=place.status) for place in image.locations
+            LocationAnswer(store=place.store, url=shown_location(place.url), status=place.status)
+            for place in image.locations
         ],
     )

@@ -14,6 +14,7 @@ from control.cli.exits import WrongUseError
 from control.cli.options import Session, rate_option, wait_option, with_session
 from control.cli.output import Column
 from control.cli.paging import fetch, paging_options, say_if_more
+from control.cli.planning import show_plan
 from control.cli.waiting import submit
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from control.cli.exits import Exit
 
+_PLAN_TIMEOUT_S = 180.0
+"""Stores are asked, and have their own time-outs."""
 _VERIFY_MODES = ["inline", "readback", "none"]
 _HEX = re.compile(r"(?:[0-9a-f]{2})+")
 
@@ -46,6 +49,28 @@ def _allow_partial_option(command: Callable[..., Any]) -> Callable[..., Any]:
         is_flag=True,
         help="Succeed when at least one store took the image, instead of all.",
     )(command)
+
+
+def _plan_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--plan", is_flag=True, help="Say what would be done, by which method and why; do nothing."
+    )(command)
+
+
+def _refuse_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--refuse-if-down",
+        is_flag=True,
+        help="Refuse the job when a store cannot be used now, instead of waiting for it.",
+    )(command)
+
+
+def _submit_or_plan(session: Session, request: Json, *, wait: bool, plan: bool) -> Exit:
+    if not plan:
+        return submit(session, request, wait=wait)
+    if wait:
+        raise WrongUseError("--plan does nothing that could be waited for.", hint="Leave out --wait.")
+    return show_plan(session, session.client.post("/v1/plans", request, timeout_s=_PLAN_TIMEOUT_S))
 
 
 @image.command("import")
@@ -81,6 +106,8 @@ def _allow_partial_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @_verify_option
 @rate_option
 @_allow_partial_option
+@_refuse_option
+@_plan_option
 @wait_option
 @with_session
 def import_image(
@@ -98,6 +125,8 @@ def import_image(
     verify: str,
     rate_limit: str | None,
     allow_partial: bool,
+    refuse_if_down: bool,
+    plan: bool,
     wait: bool,
 ) -> Exit:
     """Take an image in, reading SOURCE once for all stores.
@@ -124,9 +153,10 @@ def import_image(
             "os_hash_algo": os_hash_algo,
             "verify": verify,
             "rate_limit": rate_limit,
+            "wait_for_stores": False if refuse_if_down else None,
         }
     )
-    return submit(session, request, wait=wait)
+    return _submit_or_plan(session, request, wait=wait, plan=plan)
 
 
 def _source(text: str) -> Json:
@@ -271,6 +301,8 @@ def save_image(session: Session, *, image_id: str, target: str, store: str | Non
 @_verify_option
 @rate_option
 @_allow_partial_option
+@_refuse_option
+@_plan_option
 @wait_option
 @with_session
 def copy_image(
@@ -282,6 +314,8 @@ def copy_image(
     verify: str,
     rate_limit: str | None,
     allow_partial: bool,
+    refuse_if_down: bool,
+    plan: bool,
     wait: bool,
 ) -> Exit:
     """Put an image into further stores, reading it once."""
@@ -294,9 +328,10 @@ def copy_image(
             "all_stores_must_succeed": not allow_partial,
             "verify": verify,
             "rate_limit": rate_limit,
+            "wait_for_stores": False if refuse_if_down else None,
         }
     )
-    return submit(session, request, wait=wait)
+    return _submit_or_plan(session, request, wait=wait, plan=plan)
 
 
 @image.command("move")
@@ -309,6 +344,8 @@ def copy_image(
     help="Where it shall lie no more.  [where it lies, if that is one place]",
 )
 @rate_option
+@_refuse_option
+@_plan_option
 @wait_option
 @with_session
 def move_image(
@@ -318,6 +355,8 @@ def move_image(
     to_store: str,
     from_store: str | None,
     rate_limit: str | None,
+    refuse_if_down: bool,
+    plan: bool,
     wait: bool,
 ) -> Exit:
     """Move an image from one store to another: durable and read back in the new place before the old one
@@ -330,9 +369,10 @@ def move_image(
             "to_store": to_store,
             "from_store": from_store,
             "rate_limit": rate_limit,
+            "wait_for_stores": False if refuse_if_down else None,
         }
     )
-    return submit(session, request, wait=wait)
+    return _submit_or_plan(session, request, wait=wait, plan=plan)
 
 
 def _simple_job(kind: str, help_text: str) -> None:
@@ -349,4 +389,24 @@ def _simple_job(kind: str, help_text: str) -> None:
 
 _simple_job("verify", "Read an image again and compare it with its recorded size and digests.")
 _simple_job("hash", "Read an image and record its digests where they are missing.")
-_simple_job("delete", "Delete an image, or with --store only its copy there.")
+
+
+@image.command("delete")
+@click.argument("image_id", metavar="ID")
+@click.option("--store", metavar="ID", help="Only in this store.")
+@_refuse_option
+@wait_option
+@with_session
+def delete_image(
+    session: Session, *, image_id: str, store: str | None, refuse_if_down: bool, wait: bool
+) -> Exit:
+    """Delete an image, or with --store only its copy there."""
+    request = _known(
+        {
+            "kind": "delete",
+            "image_id": image_id,
+            "store": store,
+            "wait_for_stores": False if refuse_if_down else None,
+        }
+    )
+    return submit(session, request, wait=wait)

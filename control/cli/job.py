@@ -90,6 +90,7 @@ def show_job(session: Session, *, job_id: str) -> None:
             ("kind", found.get("kind")),
             ("state", found.get("state")),
             ("phase", found.get("phase")),
+            *_waiting_fields(found),
             ("progress", ", ".join(progress_parts(found))),
             ("image", found.get("image_id")),
             ("attempt", found.get("attempt")),
@@ -101,6 +102,13 @@ def show_job(session: Session, *, job_id: str) -> None:
     )
     output.print_line()
     print_report(found)
+
+
+def _waiting_fields(job: Json) -> list[tuple[str, object]]:
+    waiting = job.get("waiting_for")
+    if not isinstance(waiting, dict):
+        return []
+    return [("waits for", waiting.get("reason")), ("what to do", waiting.get("hint"))]
 
 
 @job.command("watch")

@@ -48,6 +48,7 @@ def _print_totals(report: Json) -> None:
         ("size", output.exact_size_text(size)),
         *(report.get("digests") or {}).items(),
         ("read", output.exact_size_text(report.get("bytes_read")) if moved_image else None),
+        ("resumed from", output.exact_size_text(report.get("resumed_from_bytes") or None)),
         ("through the daemon", output.exact_size_text(through) if moved_image else None),
         ("speed", output.rate_text(report.get("bytes_per_s")) if report.get("bytes_per_s") else None),
     ]

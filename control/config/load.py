@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from control.config.problems import ConfigError
 from control.config.settings import ApiSettings, CatalogSettings, ImportSettings, NodeSettings, Settings
 from control.config.sources import read_sources
-from control.config.stores import STORE_OPTION_CHECKS, read_stores
+from control.config.stores import STORE_OPTION_CHECKS, read_defaults, read_stores
 from control.config.typed import Reader
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def load_settings(
     api = _section(reader, ApiSettings, "api")
     catalog = _section(reader, CatalogSettings, "catalog")
     imports = _section(reader, ImportSettings, "import")
+    store_defaults = read_defaults(reader)
     stores = read_stores(reader)
     if node is not None:
         _check_node(reader, node)
@@ -58,7 +59,14 @@ def load_settings(
             "name the directories that hold images",
         )
     problems = [*merged.problems, *reader.problems]
-    if problems or node is None or api is None or catalog is None or imports is None:
+    if (
+        problems
+        or node is None
+        or api is None
+        or catalog is None
+        or imports is None
+        or store_defaults is None
+    ):
         raise ConfigError(problems)
     return Settings(
         node=node,
@@ -66,6 +74,7 @@ def load_settings(
         catalog=catalog,
         imports=imports,
         stores=MappingProxyType(stores),
+        store_defaults=store_defaults,
         files=tuple(merged.files),
         warnings=(*merged.warnings, *reader.warnings),
         origins=MappingProxyType(reader.origins),

@@ -29,7 +29,10 @@ def as_plain(settings: Settings) -> dict[str, Plain]:
         "api": _table(settings.api),
         "catalog": _table(settings.catalog),
         "import": _table(settings.imports),
-        "stores": {store_id: _store(store) for store_id, store in settings.stores.items()},
+        "stores": {
+            "defaults": _table(settings.store_defaults),
+            **{store_id: _store(store) for store_id, store in settings.stores.items()},
+        },
     }
 
 

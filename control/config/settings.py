@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from control.config.units import AbsolutePath, Between, Cidr, HashName, MultipleOf
 from dataplane.store import GIB, KIB, MIB
+from drivers.options import StoreOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from control.config.problems import Problem
     from drivers.http.config import HttpConfig
-    from drivers.options import StoreOptions
 
 _PLAIN_HTTP_PORT = 80
 
@@ -119,6 +119,8 @@ class StoreSettings:
 class Settings:
     """Everything the daemon runs with.
 
+    `store_defaults` is what `[stores.defaults]` says, for what is no configured store: the sources of
+    imports.
     `files` are the configuration files in the order they were read, `warnings` what is allowed but
     probably not meant.
     """
@@ -128,6 +130,7 @@ class Settings:
     catalog: CatalogSettings
     imports: ImportSettings
     stores: Mapping[str, StoreSettings]
+    store_defaults: StoreOptions = field(default_factory=StoreOptions)
     files: tuple[str, ...] = ()
     warnings: tuple[Problem, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)

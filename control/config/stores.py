@@ -42,7 +42,6 @@ def read_stores(reader: Reader) -> dict[str, StoreSettings]:
     if not isinstance(raw, dict):
         reader.report(("stores",), f"must be a table, not {shown(raw)}", "write [stores.<id>] for each store")
         return {}
-    _read_defaults(reader, raw.get(DEFAULTS, {}))
     stores = {}
     for store_id, table in raw.items():
         if store_id != DEFAULTS and (store := _read_store(reader, store_id, table)) is not None:
@@ -59,12 +58,16 @@ def option_keys() -> tuple[str, ...]:
     return tuple(spec.key for spec in fields_of(StoreOptions))
 
 
-def _read_defaults(reader: Reader, raw: object) -> None:
-    """Validates `[stores.defaults]`; its valid values stay in `reader.leaves`, where the stores find them."""
+def read_defaults(reader: Reader) -> StoreOptions | None:
+    """`[stores.defaults]`, None when something is wrong with it. Its valid values stay in `reader.leaves`,
+    where the stores find them: it is to be read before them.
+    """
     path = ("stores", DEFAULTS)
+    stores = reader.merged.tree.get("stores", {})
+    raw = stores.get(DEFAULTS, {}) if isinstance(stores, dict) else {}
     if not isinstance(raw, dict):
         reader.report(path, f"must be a table, not {shown(raw)}", "write [stores.defaults]")
-        return
+        return None
     common = option_keys()
     for key in raw:
         if key in common:
@@ -79,7 +82,8 @@ def _read_defaults(reader: Reader, raw: object) -> None:
             reader.report((*path, key), f"cannot be a default: {reason}", "write it in [stores.<id>]")
         else:
             reader.report((*path, key), "unknown key", did_you_mean(key, common))
-    reader.read(StoreOptions, raw, path)
+    options = reader.read(StoreOptions, raw, path)
+    return options if isinstance(options, StoreOptions) else None
 
 
 def _read_store(reader: Reader, store_id: str, raw: object) -> StoreSettings | None:

@@ -8,12 +8,12 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from control.jobs.errors import InternalError, UnknownStoreError
+from control.jobs.errors import InternalError
 from dataplane.errors import GlissadeError, UnavailableError
 from dataplane.store import Driver
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -27,13 +27,18 @@ _PATIENCE_S = 20.0
 
 
 async def clear_attempts(
-    services: Services, job: Job, stores: Sequence[str], *, through: int
+    services: Services,
+    job: Job,
+    stores: Sequence[str],
+    *,
+    through: int,
+    spare: Mapping[str, str] | None = None,
 ) -> list[GlissadeError]:
     """Remove what the job's attempts up to number `through` left in these stores; returns why it did not
-    work everywhere.
+    work everywhere. `spare`: by store, the name of the attempt that will be gone on with.
 
     An object that was published stays, only the attempt's marks go. Touches nothing that the attempts did
-    not make.
+    not make. In a store whose configuration is gone nothing can be cleared until it is back.
     """
     epochs = range(job.cleaned_epoch + 1, through + 1)
     if not stores or not epochs:
@@ -47,10 +52,9 @@ async def clear_attempts(
                 continue  # Takes no writes, so nothing of ours is there.
             async with asyncio.timeout(_PATIENCE_S):
                 for epoch in epochs:
-                    await driver.clear_attempt(job.image_id, job.attempt(epoch), keep_object=store_id in keep)
-        except UnknownStoreError:
-            # It was refused when the job began, or its configuration is gone: there is nobody to ask.
-            log.warning("Job %s: what it left in %s cannot be looked for: no such store.", job.id, store_id)
+                    attempt = job.attempt(epoch)
+                    if spare is None or spare.get(store_id) != attempt:
+                        await driver.clear_attempt(job.image_id, attempt, keep_object=store_id in keep)
         except TimeoutError:
             failures.append(
                 UnavailableError(
@@ -66,6 +70,7 @@ async def clear_attempts(
             )
     for failure in failures:
         log.warning("Job %s: could not clear up, will try again: %s", job.id, failure)
+        services.report_failure(failure)
     return failures
 
 

@@ -73,6 +73,12 @@ class SourceNotAllowedError(JobError):
     code = "source_not_allowed"
 
 
+class CannotPlanError(JobError):
+    """There is nothing to plan about a job of this kind."""
+
+    code = "cannot_plan"
+
+
 class NothingToDoError(JobError):
     """What was asked for is so already; the job ends as `ignored`."""
 

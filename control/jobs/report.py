@@ -43,12 +43,15 @@ class StepReport:
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """The sum of a job's work so far; belongs to the job's task."""
+    """The sum of a job's work so far; belongs to the job's task. `resumed_from_bytes`: up to there an earlier
+    attempt had come, and its work was gone on with.
+    """
 
     size_bytes: int = 0
     digests: dict[str, str] = field(default_factory=dict)
     bytes_read: int = 0
     bytes_through: int = 0
+    resumed_from_bytes: int = 0
     seconds: float = 0.0
     steps: list[StepReport] = field(default_factory=list)
 
@@ -58,6 +61,7 @@ class Report:
         self.digests.update({name: value for name, value in done.digests.items() if name != FAST_DIGEST})
         self.bytes_read += done.bytes_read
         self.bytes_through += done.bytes_through
+        self.resumed_from_bytes += done.resumed_from_bytes
         self.seconds += done.seconds
         for outcome in done.outcomes:
             streamed = outcome.method == STREAM

@@ -129,6 +129,7 @@ class ImportRequest(StrictModel):
     os_hash_algo: Annotated[str, AfterValidator(_check_strong)] | None = None
     verify: Verify = VerifyMode.INLINE.value
     rate_limit: Rate | None = None
+    wait_for_stores: bool = True
 
 
 class CopyRequest(StrictModel):
@@ -141,6 +142,7 @@ class CopyRequest(StrictModel):
     all_stores_must_succeed: bool = True
     verify: Verify = VerifyMode.INLINE.value
     rate_limit: Rate | None = None
+    wait_for_stores: bool = True
 
 
 class MoveRequest(StrictModel):
@@ -151,6 +153,7 @@ class MoveRequest(StrictModel):
     to_store: StoreId
     from_store: StoreId | None = None
     rate_limit: Rate | None = None
+    wait_for_stores: bool = True
 
     @model_validator(mode="after")
     def _elsewhere(self) -> Self:
@@ -181,6 +184,7 @@ class DeleteRequest(StrictModel):
     kind: Literal["delete"]
     image_id: ImageId
     store: StoreId | None = None
+    wait_for_stores: bool = True
 
 
 JobRequest = Annotated[

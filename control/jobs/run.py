@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from control.catalog.images import Content, NewLocation
 from control.jobs.report import Report, StepReport
+from dataplane.checkpoint import Checkpointing
 from dataplane.errors import GlissadeError, UnavailableError
 from dataplane.progress import Progress
 from dataplane.throttle import TokenBucket
 from dataplane.transfer import Destination
+from drivers.health import Use
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from control.jobs.model import Job
     from control.jobs.queue import Claim
     from control.jobs.services import Services
+    from dataplane.checkpoint import TransferCheckpoint
     from dataplane.transfer import Outcome, TransferReport
 
 
@@ -35,6 +38,24 @@ class Run:
         self.progress = Progress()
         self.bucket = TokenBucket(job.rate_limit)
         self.report = Report.from_json(job.report)
+        self.resume: TransferCheckpoint | None = None
+        """What an earlier attempt left to go on with."""
+        self.keep_if: Callable[[BaseException], bool] = lambda _: False
+        """Whether there will be another attempt after this error."""
+        self._log = services.checkpoints.log(job.id)
+
+    def checkpoints(self) -> Checkpointing:
+        """For the transfer of this attempt."""
+        return Checkpointing(save=self._log.save, keep_if=self.keep_if)
+
+    async def transferred(self) -> None:
+        """The bytes are where they belong: there is nothing to go on with any more."""
+        self.resume = None
+        await self.services.checkpoints.remove(self.job.id)
+
+    async def aclose(self) -> None:
+        """Free what the attempt has open."""
+        await self._log.aclose()
 
     async def record(
         self,
@@ -112,22 +133,27 @@ class Run:
     def destinations(self, stores: Iterable[str], *, all_must_succeed: bool) -> list[Destination]:
         """Places in all these stores, by name (see `drivers.wrap.limited` for why in that order).
 
-        Unless all must succeed, a store that is down is left out, and the report says so. Raises
+        Unless all must succeed, a store that cannot be added to is left out, and the report says so. Raises
         `UnavailableError` when that leaves none, and as `destination`.
         """
         made: list[Destination] = []
-        down: UnavailableError | None = None
+        left_out: UnavailableError | None = None
         for store_id in sorted(stores):
-            destination = self.destination(store_id)
-            if all_must_succeed or self.services.is_usable(store_id, writing=True):
-                made.append(destination)
-                continue
-            reason = self.services.health.status(store_id).reason
-            down = UnavailableError(f"{store_id}: was left out, it is down: {reason}", store=store_id)
-            self.report.add(StepReport.failed("write", store_id, down))
-        if not made and down is not None:
-            raise down
+            obstacle = None if all_must_succeed else self.services.why_unusable(store_id, Use.ADD)
+            if obstacle is None:
+                made.append(self.destination(store_id))
+            else:
+                left_out = obstacle
+                self.report.add(StepReport.failed("write", store_id, obstacle))
+        if not made and left_out is not None:
+            raise left_out
         return made
+
+    def take_in(self, done: TransferReport) -> None:
+        """Report what a transfer did, and tell the monitor of the stores that it had to drop."""
+        self.report.add_transfer(done)
+        for outcome in done.outcomes:
+            self.services.report_failure(outcome.error)
 
     def limits(self, *stores: str) -> tuple[TokenBucket, ...]:
         """The buckets that bytes read from these stores have to pass."""

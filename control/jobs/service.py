@@ -8,8 +8,9 @@ import uuid
 from typing import TYPE_CHECKING
 
 from control.catalog.errors import ImageNotFoundError, ImageStateError, LastLocationError
-from control.jobs.errors import DrainingError, LeaseLostError
+from control.jobs.errors import CannotPlanError, DrainingError, LeaseLostError
 from control.jobs.model import JobKind, JobState, NewJob
+from control.jobs.planning import plan_job
 from control.jobs.recipes import RECIPES
 from control.jobs.recipes.moving import old_place
 from control.jobs.requests import (
@@ -26,7 +27,9 @@ from dataplane.throttle import parse_rate
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from control.catalog.images import Image
     from control.jobs.model import Job
+    from control.jobs.planning import JobPlan
     from control.jobs.services import Services
     from control.jobs.worker import Worker
 
@@ -44,7 +47,8 @@ class JobService:
         Raises what is wrong with the request: `UnknownStoreError`, `StoreNotWritableError`,
         `DeleteNotAllowedError`, `SourceNotAllowedError`, `ImageNotFoundError`, `ImageExistsError`,
         `ImageStateError`, `LocationNotFoundError`, `LastLocationError`, `SourceStoreNeededError`,
-        `DrainingError`.
+        `DrainingError`; `UnavailableError` naming the store when it would have to wait for one and was told
+        not to.
         """
         if self._worker.is_draining:
             raise DrainingError("The daemon is stopping and takes no new jobs.", hint="Try again shortly.")
@@ -66,11 +70,25 @@ class JobService:
 
         async def accept(tx: AsyncConnection) -> Job:
             await self._check_image(tx, request, image_id)
-            return await self._services.queue.add(tx, new)
+            job = await self._services.queue.add(tx, new)
+            if not getattr(request, "wait_for_stores", True):
+                await self._refuse_to_wait(tx, job)
+            return job
 
         job = await self._services.database.write(accept)
         self._worker.wake()
         return job
+
+    async def plan(self, request: JobRequest) -> JobPlan:
+        """What the job would do if it were submitted now; changes nothing. Raises as `submit`, and
+        `JobError` for a kind of job that moves no image.
+        """
+        if not isinstance(request, ImportRequest | CopyRequest | MoveRequest):
+            raise CannotPlanError(
+                f"A {request.kind} job moves no image.", hint="Plan an import, a copy or a move."
+            )
+        self._check_stores(request)
+        return await plan_job(request, self._services)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job: a queued one has ended on return, a running one ends within seconds.
@@ -93,6 +111,8 @@ class JobService:
             job = await services.database.write(lambda tx: services.queue.request_cancel(tx, job_id))
         if job.state is JobState.RUNNING:
             self._worker.interrupt(job_id)
+        else:
+            self._worker.clear_soon()
         services.board.changed(job_id)
         return job
 
@@ -130,6 +150,13 @@ class JobService:
                 if request.store is not None:
                     stores.deletable(request.store)
 
+    async def _refuse_to_wait(self, tx: AsyncConnection, job: Job) -> None:
+        """Raises `UnavailableError` when the job could not begin now, because of a store."""
+        store = await RECIPES[job.kind].waits_for(tx, job, self._services)
+        obstacle = None if store is None else self._services.why_unusable(store)
+        if obstacle is not None:
+            raise obstacle
+
     async def _check_image(self, tx: AsyncConnection, request: JobRequest, image_id: str) -> None:
         images = self._services.images
         if isinstance(request, ImportRequest):
@@ -157,14 +184,30 @@ class JobService:
                 raise ImageStateError(f"The image {image_id} is protected and cannot be deleted.")
         else:
             images.check_readable(image)
-        if isinstance(request, MoveRequest) and image.in_store(request.to_store) is None:
-            self._services.stores.deletable(old_place(image, request).store)
-        elif isinstance(request, CopyRequest) and request.from_store is not None:
-            image.require(request.from_store)
-        elif isinstance(request, VerifyRequest | HashRequest | DeleteRequest) and request.store is not None:
-            image.require(request.store)
-            if isinstance(request, DeleteRequest) and len(image.locations) == 1:
-                raise LastLocationError(
-                    f"{request.store} is the last place of the image {image_id}.",
-                    hint="Delete the whole image, or copy it elsewhere first.",
-                )
+        self._check_places(request, image)
+
+    def _check_places(self, request: JobRequest, image: Image) -> None:
+        """Whether the image is where the request needs it, in stores that let it be done."""
+        services, stores = self._services, self._services.stores
+        match request:
+            case MoveRequest() if image.in_store(request.to_store) is None:
+                stores.deletable(old_place(image, request).store)
+            case CopyRequest():
+                services.place_to_read(image, request.from_store)
+            case HashRequest():
+                services.place_to_read(image, request.store)
+            case VerifyRequest(store=None):
+                for place in image.locations:
+                    stores.get(place.store)
+            case VerifyRequest(store=str(store)):
+                image.require(store)
+            case DeleteRequest(store=None):
+                for place in image.locations:
+                    stores.deletable(place.store)
+            case DeleteRequest(store=str(store)):
+                image.require(store)
+                if len(image.locations) == 1:
+                    raise LastLocationError(
+                        f"{store} is the last place of the image {image.id}.",
+                        hint="Delete the whole image, or copy it elsewhere first.",
+                    )

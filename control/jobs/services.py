@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from control.jobs.errors import SourceNotAllowedError, UnknownStoreError
-from dataplane.errors import StoreError
-from drivers.health import HealthState
+from dataplane.errors import StoreError, UnavailableError
+from drivers.health import Use
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from control.catalog.database import Database
     from control.catalog.images import Image, Images, Location
     from control.jobs.board import Board
+    from control.jobs.checkpoints import CheckpointFiles
     from control.jobs.limits import Limits
     from control.jobs.queue import JobQueue
     from control.jobs.requests import ImportSource
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from dataplane.store import Source
     from dataplane.transfer import Engine
     from drivers.health import HealthMonitor
+
+
+_CANNOT: Final[Mapping[Use, str]] = {
+    Use.READ: "cannot be read",
+    Use.ADD: "takes no images",
+    Use.DELETE: "lets no image be deleted",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,26 +65,70 @@ class Services:
     limits: Limits
     sources: ImportSources
     board: Board
+    checkpoints: CheckpointFiles
     os_hash_algo: str
 
-    def first_unusable(self, *, reading: Iterable[str] = (), writing: Iterable[str] = ()) -> str | None:
-        """The first of these stores that cannot be used now. A store that nobody configured is no reason to
-        wait.
-        """
-        for store_id in reading:
-            if store_id in self.stores and not self.is_usable(store_id, writing=False):
-                return store_id
-        for store_id in writing:
-            if store_id in self.stores and not self.is_usable(store_id, writing=True):
-                return store_id
+    def first_unusable(
+        self,
+        *,
+        reading: Iterable[str] = (),
+        adding: Iterable[str] = (),
+        deleting: Iterable[str] = (),
+    ) -> str | None:
+        """The first of these stores that cannot be used like that now."""
+        for use, store_ids in ((Use.READ, reading), (Use.ADD, adding), (Use.DELETE, deleting)):
+            for store_id in store_ids:
+                if use not in self.uses_of(store_id):
+                    return store_id
         return None
 
-    def is_usable(self, store_id: str, *, writing: bool) -> bool:
-        """Whether the store answers, and takes writes if it is one that should."""
-        state = self.health.status(store_id).state
-        if state is HealthState.DOWN:
-            return False
-        return not (writing and state is HealthState.READ_ONLY and not self.stores.get(store_id).read_only)
+    def uses_of(self, store_id: str) -> frozenset[Use]:
+        """What there is no need to wait for: what works, and what the configuration forbids for good. A store
+        that is not configured (any more) is good for nothing.
+        """
+        if store_id not in self.stores:
+            return frozenset()
+        health = self.health.status(store_id)
+        return frozenset(use for use in Use if health.works_for(use) or self.forbidden(store_id, use))
+
+    def forbidden(self, store_id: str, use: Use) -> str:
+        """Which setting keeps the store from ever being used like that; empty when none does. Raises
+        `UnknownStoreError`.
+        """
+        store = self.stores.get(store_id)
+        if use is Use.READ:
+            return ""
+        if store.options.read_only:
+            return "the configuration says read_only = true"
+        if not store.driver.capabilities.writable:
+            return f"stores of type {store.type} take no images"
+        if use is Use.DELETE and not store.may_delete:
+            return "the configuration says allow_delete = false"
+        return ""
+
+    def why_unusable(self, store_id: str, use: Use | None = None) -> UnavailableError | None:
+        """Why the store cannot be used like that now (by default: in any way), and what to do about it; None
+        when it can.
+        """
+        if store_id not in self.stores:
+            return UnavailableError(
+                f"{store_id}: there is no such store in the configuration (any more).",
+                store=store_id,
+                hint=f"Add [stores.{store_id}] and restart the daemon, or cancel the job.",
+            )
+        missing = [one for one in Use if one not in self.uses_of(store_id) and use in (None, one)]
+        if not missing:
+            return None
+        health = self.health.status(store_id)
+        what = (
+            "is down" if len(missing) == len(Use) else f"{' and '.join(_CANNOT[one] for one in missing)} now"
+        )
+        return UnavailableError(
+            f"{store_id}: {what}: {health.uses[missing[0]].reason}",
+            store=store_id,
+            hint=f"It is tried again by itself; look at it with: glissade store check {store_id}",
+            retry_after_s=self.health.next_probe_in_s(store_id),
+        )
 
     def report_failure(self, error: GlissadeError | None) -> None:
         """Tell the monitor what a job met in a store: a dead store is noticed at once, not at the next
@@ -99,7 +151,7 @@ class Services:
             raise UnknownStoreError(
                 f"The image {image.id} is in no configured store.", hint=f"The catalogue has it in: {known}."
             )
-        usable = [place for place in places if self.is_usable(place.store, writing=False)]
+        usable = [place for place in places if Use.READ in self.uses_of(place.store)]
         return (usable or places)[0]
 
     def first_unusable_place(self, image: Image, store_id: str | None) -> str | None:
@@ -108,6 +160,6 @@ class Services:
         """
         if store_id is not None:
             return self.first_unusable(reading=[store_id])
-        places = self.stores.in_reading_order(image.locations)
+        places = self.stores.in_reading_order(image.locations) or image.locations
         blocked = [self.first_unusable(reading=[place.store]) for place in places]
         return blocked[0] if blocked and all(blocked) else None

@@ -3,8 +3,9 @@
 queued -> running -> succeeded | ignored | failed | quarantined | cancelled -> queued (a failure that may
 pass, a shutdown)
 
-However an attempt ends, what it left in the stores is cleared before its end is recorded; where a store
-does not answer the job ends all the same and the clearing is repeated until it works.
+However an attempt ends, what it left in the stores is cleared before its end is recorded, but for what the
+next attempt goes on with; where a store does not answer the job ends all the same and the clearing is
+repeated until it works.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from control.jobs.errors import (
     InternalError,
     JobCancelledError,
     JobError,
+    JobNotFoundError,
     LeaseLostError,
     NothingToDoError,
     QuarantinedError,
@@ -41,9 +43,13 @@ from dataplane.errors import GlissadeError
 from dataplane.retry import RetryPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from control.jobs.services import Services
+    from dataplane.checkpoint import TransferCheckpoint
+    from drivers.health import Use
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +120,7 @@ class Worker:
         self._attempts: dict[str, _Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._uses_seen: dict[str, frozenset[Use]] = {}
         self._stopping = False
         self._clearing: asyncio.Task[None] | None = None
         self._clear_at = 0.0
@@ -127,6 +134,11 @@ class Worker:
     def wake(self) -> None:
         """Look for work now."""
         self._wake.set()
+
+    def clear_soon(self) -> None:
+        """Look now for what ended jobs left: one was cancelled before another attempt took it up."""
+        self._clear_at = 0.0
+        self.wake()
 
     def interrupt(self, job_id: str) -> None:
         """Stop the job's attempt, if one is running here, because its cancellation was recorded."""
@@ -148,6 +160,7 @@ class Worker:
         )
         if recovered:
             log.warning("%d jobs were running when the daemon last stopped; they are queued again", recovered)
+        await self._forget_old_checkpoints()
         async with asyncio.TaskGroup() as group:
             while not self._stopping:
                 self._wake.clear()
@@ -155,6 +168,17 @@ class Worker:
                 self._clear_leftovers(group)
                 await self._pause(self._wake.wait())
             await self._drain()
+
+    async def _forget_old_checkpoints(self) -> None:
+        """Those of jobs that have ended, if the daemon was killed just then."""
+        services = self._services
+        for job_id in await services.checkpoints.job_ids():
+            try:
+                job = await services.database.read(partial(services.queue.get, job_id=job_id))
+            except JobNotFoundError:
+                job = None
+            if job is None or job.is_finished:
+                await services.checkpoints.remove(job_id)
 
     async def _pause(self, until: Any) -> None:
         self.turned_at = asyncio.get_running_loop().time()
@@ -180,15 +204,16 @@ class Worker:
         jobs that changed.
         """
         services = self._services
-        parked_on = await services.queue.parked_on(tx)
-        usable = [name for name in parked_on if services.first_unusable(writing=[name]) is None]
-        changed = await services.queue.unpark(tx, usable) if usable else []
+        better = [name for name in await services.queue.parked_on(tx) if self._is_better(name)]
+        changed = await services.queue.unpark(tx, better) if better else []
         claimed: list[Job] = []
         while len(claimed) < room:
             parked = 0
             for job in await services.queue.candidates(tx, limit=room - len(claimed)):
                 store = await self._waits_for(tx, job)
                 if store is not None:
+                    uses = services.uses_of(store)
+                    self._uses_seen[store] = self._uses_seen.get(store, uses) & uses
                     await services.queue.park(tx, job, store)
                     changed.append(job.id)
                     parked += 1
@@ -198,6 +223,14 @@ class Worker:
             if not parked:
                 break
         return claimed, changed
+
+    def _is_better(self, store: str) -> bool:
+        """Whether the store can be used in a way in which it could not when jobs were parked for it; whether
+        they waited for just that, their recipes say.
+        """
+        before = self._uses_seen.get(store, frozenset())
+        self._uses_seen[store] = self._services.uses_of(store)
+        return bool(self._uses_seen[store] - before)
 
     async def _waits_for(self, tx: AsyncConnection, job: Job) -> str | None:
         try:
@@ -221,6 +254,7 @@ class Worker:
     async def _carry_out(self, attempt: _Attempt) -> None:
         """One attempt from claim to its recorded end."""
         run = attempt.run
+        run.keep_if = partial(self._will_go_on, attempt)
         try:
             ending = await self._work(attempt)
             self._services.report_failure(ending.error)
@@ -232,6 +266,7 @@ class Worker:
             del self._services.board.running[run.job.id]
             self._services.board.changed(run.job.id)
             self.wake()
+            await run.aclose()
 
     async def _work(self, attempt: _Attempt) -> Ending:
         """Run the recipe; however it ends is an `Ending`, except a lost lease and a broken catalogue."""
@@ -261,6 +296,12 @@ class Worker:
             return _after_defect(run.job, error)
         return Ending(state=JobState.SUCCEEDED, phase="done")
 
+    def _will_go_on(self, attempt: _Attempt, error: BaseException) -> bool:
+        """Whether another attempt comes after this error, so that what the stores have so far is of use."""
+        if isinstance(error, asyncio.CancelledError):
+            return attempt.stop is Stop.DRAIN
+        return isinstance(error, GlissadeError) and self._after_failure(attempt.run.job, error).again
+
     def _after_interruption(self, attempt: _Attempt, error: BaseException) -> Ending:
         if attempt.stop is Stop.DRAIN:
             return Ending(state=JobState.QUEUED, phase="queued again: the daemon is stopping", again=True)
@@ -276,7 +317,11 @@ class Worker:
             raise JobError(f"The request of job {run.job.id} is not understood by this version.") from error
         if run.job.cancel_requested and not run.job.published:
             raise JobCancelledError(f"The job {run.job.id} was cancelled.")
-        leftovers = await clear_attempts(self._services, run.job, stores, through=run.job.epoch - 1)
+        if stores and run.job.epoch > 1 and not run.job.published:
+            run.resume = await self._services.checkpoints.load(run.job.id)
+        leftovers = await clear_attempts(
+            self._services, run.job, stores, through=run.job.epoch - 1, spare=_kept(run.resume)
+        )
         if leftovers and run.job.request.get("all_stores_must_succeed", True):
             raise leftovers[0]  # In that store the new attempt would meet what the old one left.
         await recipe.run(run)
@@ -302,13 +347,16 @@ class Worker:
             stores = RECIPES[job.kind].written_stores(job)
         except ValidationError:
             stores = ()
-        leftovers = await clear_attempts(self._services, job, stores, through=job.epoch)
+        spare: Mapping[str, str] = {}
+        if stores and ending.again and not job.published:
+            spare = _kept(await self._services.checkpoints.load(job.id))
+        leftovers = await clear_attempts(self._services, job, stores, through=job.epoch, spare=spare)
         values: dict[str, Any] = {
             "state": ending.state,
             "phase": ending.phase,
             "error": describe_error(ending.error) if ending.error is not None else None,
         }
-        if not leftovers:
+        if not leftovers and not spare:
             values["cleaned_epoch"] = job.epoch
         if (
             run.report.steps and not ending.again
@@ -327,6 +375,8 @@ class Worker:
                 await RECIPES[job.kind].given_up(tx, ended, self._services)
 
         await self._services.database.write(finish)
+        if not spare:
+            await self._services.checkpoints.remove(job.id)
         level = logging.INFO if ending.error is None else logging.WARNING
         log.log(level, "Job %s: %s%s", job.id, ending.phase, f": {ending.error}" if ending.error else "")
 
@@ -358,9 +408,10 @@ class Worker:
             stores = RECIPES[job.kind].written_stores(job)
         except ValidationError:
             return  # A version that understands the request has to do it.
-        if services.first_unusable(writing=stores) is None and not await clear_attempts(
+        if services.first_unusable(deleting=stores) is None and not await clear_attempts(
             services, job, stores, through=job.epoch
         ):
+            await services.checkpoints.remove(job.id)
             await services.database.write(partial(services.queue.mark_clean, job=job))
 
     async def _drain(self) -> None:
@@ -377,6 +428,12 @@ class Worker:
             await self._pause(asyncio.wait(set(self._tasks)))
         if self._clearing is not None:
             self._clearing.cancel()
+
+
+def _kept(checkpoint: TransferCheckpoint | None) -> Mapping[str, str]:
+    """Which attempt's data the checkpoint goes on with, by store."""
+    destinations = checkpoint.destinations if checkpoint is not None else {}
+    return {store: one.attempt for store, one in destinations.items()}
 
 
 def _after_defect(job: Job, error: BaseException) -> Ending:

@@ -9,7 +9,7 @@ from aiohttp import web
 from control.api.body import id_in_path, read_query
 from control.api.context import CONTEXT, json_answer
 from control.api.models import DataQuery, ImagesAnswer, ImagesQuery, image_answer
-from dataplane.errors import SizeMismatchError
+from dataplane.errors import SizeMismatchError, StoreError
 from dataplane.store import ReadOptions
 from dataplane.throttle import take_from_all
 from drivers.location import key_of_location
@@ -17,7 +17,7 @@ from drivers.location import key_of_location
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from control.catalog.images import Image
+    from control.catalog.images import Image, Location
     from dataplane.buffers import BufferPool
     from dataplane.store import ReadStream
     from dataplane.throttle import TokenBucket
@@ -55,6 +55,15 @@ async def data(request: web.Request) -> web.StreamResponse:
     image = await _image(request)
     services.images.check_readable(image)
     place = services.place_to_read(image, read_query(request, DataQuery).store)
+    try:
+        return await _download(request, image, place)
+    except StoreError as error:
+        services.report_failure(error)
+        raise
+
+
+async def _download(request: web.Request, image: Image, place: Location) -> web.StreamResponse:
+    services = request.app[CONTEXT].services
     source = services.stores.get(place.store).driver
     async with source.open_read(key_of_location(place.url), ReadOptions()) as stream:
         size_bytes = stream.info.size_bytes

@@ -21,7 +21,9 @@ async def submit(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     wanted = validated(await read_json(request), parse_request)
     job = await context.jobs.submit(wanted, request_id=request[REQUEST_ID], principal=request[PRINCIPAL])
-    return json_answer(job_answer(job, None), status=202, headers={"Location": f"/v1/jobs/{job.id}"})
+    return json_answer(
+        job_answer(job, context.services), status=202, headers={"Location": f"/v1/jobs/{job.id}"}
+    )
 
 
 @routes.get("/v1/jobs")
@@ -36,7 +38,7 @@ async def page(request: web.Request) -> web.Response:
     shown = found[: query.limit]
     return json_answer(
         JobsAnswer(
-            jobs=[job_answer(job, services.board.running.get(job.id)) for job in shown],
+            jobs=[job_answer(job, services) for job in shown],
             next=shown[-1].id if len(found) > query.limit else None,
         )
     )
@@ -48,7 +50,7 @@ async def show(request: web.Request) -> web.Response:
     services = request.app[CONTEXT].services
     job_id = id_in_path(request)
     job = await services.database.read(lambda tx: services.queue.get(tx, job_id))
-    return json_answer(job_answer(job, services.board.running.get(job_id)))
+    return json_answer(job_answer(job, services))
 
 
 @routes.get("/v1/jobs/{id}/events", allow_head=False)
@@ -65,7 +67,7 @@ async def cancel(request: web.Request) -> web.Response:
     """Cancel a job."""
     context = request.app[CONTEXT]
     job = await context.jobs.cancel(id_in_path(request))
-    return json_answer(job_answer(job, context.services.board.running.get(job.id)), status=202)
+    return json_answer(job_answer(job, context.services), status=202)
 
 
 @routes.patch("/v1/jobs/{id}")
@@ -75,4 +77,4 @@ async def change(request: web.Request) -> web.Response:
     job_id = id_in_path(request)
     patch = validated(await read_json(request), JobPatch.model_validate)
     job = await context.jobs.set_rate_limit(job_id, parse_rate(patch.rate_limit))
-    return json_answer(job_answer(job, context.services.board.running.get(job.id)))
+    return json_answer(job_answer(job, context.services))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiohttp import web
 
 from control.api.context import CONTEXT, json_answer
 from control.api.errors import NoSuchStoreError
 from control.api.models import StoresAnswer, store_answer
+
+if TYPE_CHECKING:
+    from control.jobs.stores import ConfiguredStore
 
 routes = web.RouteTableDef()
 
@@ -15,22 +20,29 @@ routes = web.RouteTableDef()
 async def every_store(request: web.Request) -> web.Response:
     """All stores with their health as last seen."""
     services = request.app[CONTEXT].services
-    return json_answer(
-        StoresAnswer(
-            stores=[
-                store_answer(store, services.health.status(store.id), services.limits)
-                for store in services.stores
-            ]
-        )
-    )
+    return json_answer(StoresAnswer(stores=[store_answer(store, services) for store in services.stores]))
+
+
+@routes.get("/v1/stores/{id}")
+async def show(request: web.Request) -> web.Response:
+    """One store with its health as last seen."""
+    services = request.app[CONTEXT].services
+    return json_answer(store_answer(_store(request), services))
 
 
 @routes.post("/v1/stores/{id}/check")
 async def check(request: web.Request) -> web.Response:
     """Probe one store now."""
     services = request.app[CONTEXT].services
+    store = _store(request)
+    await services.health.check(store.id)
+    return json_answer(store_answer(store, services))
+
+
+def _store(request: web.Request) -> ConfiguredStore:
+    """The store that the path names. Raises `NoSuchStoreError`."""
+    stores = request.app[CONTEXT].services.stores
     store_id = request.match_info["id"]
-    if store_id not in services.stores:
+    if store_id not in stores:
         raise NoSuchStoreError(f"There is no store {store_id[:64]!r}.")
-    health = await services.health.check(store_id)
-    return json_answer(store_answer(services.stores.get(store_id), health, services.limits))
+    return stores.get(store_id)

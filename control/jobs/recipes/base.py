@@ -8,7 +8,7 @@ from control.jobs.errors import InternalError
 from control.jobs.requests import parse_request
 from dataplane.digests import KNOWN_ALGORITHMS
 from dataplane.errors import DigestMismatchError, SizeMismatchError
-from dataplane.transfer import Expected
+from dataplane.transfer import Expected, VerifyMode
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -66,6 +66,11 @@ def expected_of(image: Image) -> Expected:
 def wanted_digests(image: Image, default: str) -> tuple[str, ...]:
     """The digests that the catalogue keeps for the image."""
     return ("md5", image.os_hash_algo or default)
+
+
+def must_read(image: Image, verify: VerifyMode) -> bool:
+    """Whether the image's bytes have to pass through us, because nobody knows their digest yet."""
+    return image.os_hash_value is None and verify is not VerifyMode.NONE
 
 
 def is_damaged_source(error: GlissadeError, store: str) -> bool:

@@ -9,6 +9,7 @@ from control.jobs.recipes.base import (
     expected_of,
     image_or_none,
     is_damaged_source,
+    must_read,
     request_of,
     wanted_digests,
 )
@@ -39,7 +40,7 @@ class CopyRecipe:
         missing = [store for store in request.stores if image.in_store(store) is None]
         if not missing:
             return None
-        blocked = [services.first_unusable(writing=[store]) for store in missing]
+        blocked = [services.first_unusable(adding=[store]) for store in missing]
         enough = not any(blocked) if request.all_stores_must_succeed else not all(blocked)
         if not enough:
             return next(store for store in blocked if store)
@@ -68,11 +69,13 @@ class CopyRecipe:
                 engine=services.engine,
                 digests=wanted_digests(image, services.os_hash_algo),
                 expected=expected_of(image),
-                must_read=image.os_hash_value is None and verify is not VerifyMode.NONE,
+                must_read=must_read(image, verify),
                 verify=verify,
                 all_must_succeed=request.all_stores_must_succeed,
                 limits=run.limits(old.store),
                 progress=run.progress,
+                checkpoints=run.checkpoints(),
+                resume=run.resume,
             )
         except StoreError as error:
             if is_damaged_source(error, old.store):
@@ -81,7 +84,7 @@ class CopyRecipe:
                     hint="It was left as it is. Copy from another store, or restore it.",
                 ) from error
             raise
-        run.report.add_transfer(done)
+        run.take_in(done)
         places = new_places(done.outcomes)
         content = run.content(image, done, services.os_hash_algo)
 

@@ -36,13 +36,13 @@ class DeleteRecipe:
 
     async def waits_for(self, tx: AsyncConnection, job: Job, services: Services) -> str | None:
         if job.published:
-            return services.first_unusable(writing=[target["store"] for target in job.checkpoint["delete"]])
+            return services.first_unusable(deleting=[target["store"] for target in job.checkpoint["delete"]])
         request = request_of(job, DeleteRequest)
         image = await image_or_none(tx, job, services)
         if image is None:
             return None
         stores = [request.store] if request.store else [place.store for place in image.locations]
-        return services.first_unusable(writing=stores)
+        return services.first_unusable(deleting=stores)
 
     async def run(self, run: Run) -> None:
         if not run.job.published:
@@ -55,6 +55,7 @@ class DeleteRecipe:
                 await self._delete(run, target)
             except GlissadeError as error:
                 run.report.add(StepReport.failed("delete", target["store"], error))
+                run.services.report_failure(error)
                 failures.append(error)
         if failures:
             raise next((error for error in failures if error.retryable), failures[0])

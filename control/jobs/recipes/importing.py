@@ -27,7 +27,7 @@ class ImportRecipe:
         request = request_of(job, ImportRequest)
         if job.published:
             return None
-        blocked = [services.first_unusable(writing=[store]) for store in request.stores]
+        blocked = [services.first_unusable(adding=[store]) for store in request.stores]
         enough = not any(blocked) if request.all_stores_must_succeed else not all(blocked)
         return None if enough else next(store for store in blocked if store)
 
@@ -57,8 +57,10 @@ class ImportRecipe:
             all_must_succeed=request.all_stores_must_succeed,
             limits=run.limits(),
             progress=run.progress,
+            checkpoints=run.checkpoints(),
+            resume=run.resume,
         )
-        run.report.add_transfer(done)
+        run.take_in(done)
         places = new_places(done.outcomes)
         content = run.content(None, done, algorithm)
         await run.publish(

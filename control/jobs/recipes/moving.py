@@ -21,6 +21,7 @@ from control.jobs.recipes.base import (
     expected_of,
     image_or_none,
     is_damaged_source,
+    must_read,
     request_of,
     wanted_digests,
 )
@@ -50,13 +51,13 @@ class MoveRecipe:
         request = request_of(job, MoveRequest)
         if job.published:
             return services.first_unusable(
-                reading=job.checkpoint["published"], writing=[job.checkpoint["old"]["store"]]
+                reading=job.checkpoint["published"], deleting=[job.checkpoint["old"]["store"]]
             )
         image = await image_or_none(tx, job, services)
         if image is None or image.in_store(request.to_store) is not None:
             return None
         sources = [request.from_store] if request.from_store else [place.store for place in image.locations]
-        return services.first_unusable(writing=[request.to_store, *sources])
+        return services.first_unusable(reading=sources, adding=[request.to_store], deleting=sources)
 
     async def run(self, run: Run) -> None:
         if not run.job.published:
@@ -85,10 +86,12 @@ class MoveRecipe:
                 digests=wanted_digests(image, services.os_hash_algo),
                 expected=expected_of(image),
                 intent=Intent.MOVE,
-                must_read=image.os_hash_value is None,
+                must_read=must_read(image, VerifyMode.READBACK),
                 verify=VerifyMode.READBACK,
                 limits=run.limits(old.store),
                 progress=run.progress,
+                checkpoints=run.checkpoints(),
+                resume=run.resume,
             )
         except StoreError as error:
             if is_damaged_source(error, old.store):
@@ -97,7 +100,7 @@ class MoveRecipe:
                     hint="It was left as it is and was not moved. Restore it, or copy from another store.",
                 ) from error
             raise
-        run.report.add_transfer(done)
+        run.take_in(done)
         (outcome,) = done.outcomes
         (place,) = new_places(done.outcomes)
         content = run.content(image, done, services.os_hash_algo)
