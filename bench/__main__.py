@@ -11,10 +11,13 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
+import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -27,12 +30,14 @@ from control.sandbox import SandboxError
 from dataplane.store import GIB, KIB, MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from bench.model import Scenario
 
 QUICK_BYTES = 256 * MIB
 TABLE_COLUMNS = 170
+TEXTS = ("scenario", "case", "subject", "limited by")
+HEADINGS = (*TEXTS[:3], "runs", "wall s", "GiB/s", "CPU s/GiB", "servers'", "peak MiB", TEXTS[3])
 TMPFS = "/dev/shm"  # noqa: S108 (only the base of a directory with a name of its own)
 
 
@@ -46,15 +51,23 @@ def main(argv: Sequence[str]) -> int:
         for scenario in SCENARIOS.values():
             out.print(f"{scenario.name:<16}{scenario.summary}", highlight=False)
         return 0
-    names = arguments.scenario or list(SCENARIOS)
+    names = arguments.scenario or [
+        each.name
+        for each in SCENARIOS.values()
+        if not each.on_request and (arguments.services or not each.needs_services)
+    ]
     size_bytes = arguments.size or (QUICK_BYTES if arguments.quick else 2 * GIB)
     runs = arguments.runs or (1 if arguments.quick else 3)
     all_rows: list[Row] = []
     conclusions: list[tuple[str, bool]] = []
     failures: list[str] = []
-    with _place(arguments.dir) as directory, _place(Path("var")) as disk:
+    with _ended_in_order(), _place(arguments.dir) as directory, _place(Path("var")) as disk:
         place = Workplace(
-            directory=Path(directory), disk=Path(disk), size_bytes=size_bytes, is_quick=arguments.quick
+            directory=Path(directory),
+            disk=Path(disk),
+            size_bytes=size_bytes,
+            is_quick=arguments.quick,
+            services=arguments.services,
         )
         talk.print(_where(place), highlight=False)
         for name in names:
@@ -71,6 +84,8 @@ def main(argv: Sequence[str]) -> int:
         machine = {"machine": _machine(), "python": platform.python_version()}
         content = [{**dataclasses.asdict(row), **machine} for row in all_rows]
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
+    if arguments.markdown:
+        Path(arguments.markdown).write_text(_markdown(all_rows, conclusions))
     missed = arguments.check and not all(met for _, met in conclusions)
     return 1 if failures or missed else 0
 
@@ -89,7 +104,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--runs", type=_positive, metavar="N", help="rounds per scenario (default: 3, quick: 1)")
     add("--size", type=_size, metavar="SIZE", help="of one image, as 512M or 2G (default: 2G, quick: 256M)")
     add("--dir", type=Path, default=Path(TMPFS), help="the place under test (default: %(default)s, a tmpfs)")
+    add("--services", type=Path, metavar="FILE", help="servers for the network scenarios (bench/services.py)")
     add("--json", metavar="FILE", help="also write the rows there")
+    add("--markdown", metavar="FILE", help="also write table and comparisons there, for documents")
     add("--quick", action="store_true", help="small and once: whether it works, not how fast it is")
     add("--check", action="store_true", help="end with 1 when a goal is missed")
     arguments = parser.parse_args(argv)
@@ -114,6 +131,23 @@ def _size(text: str) -> int:
     return size_bytes
 
 
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """A signal that ends the bench lets it remove what it made, as an interrupt does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _place(base: Path) -> tempfile.TemporaryDirectory[str]:
     base.mkdir(exist_ok=True)
     return tempfile.TemporaryDirectory(prefix="glissade-bench-", dir=base.absolute())
@@ -128,29 +162,17 @@ def _run(
             talk.print(f"note: {note}", highlight=False)
         runs = min(runs, scenario.most_runs or runs)
         samples = run_plan(plan, runs, lambda text: talk.print(text, highlight=False))
-        return rows(scenario.name, plan, samples), [compare(each, samples) for each in plan.comparisons]
+        return rows(scenario.name, plan, samples), [compare(each, samples, plan) for each in plan.comparisons]
 
 
 def _show(found: list[Row], conclusions: list[tuple[str, bool]], failures: list[str], out: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("scenario", "case", "subject"):
-        table.add_column(heading)
-    for heading in ("runs", "wall s", "GiB/s", "CPU s/GiB", "peak MiB"):
-        table.add_column(heading, justify="right")
-    table.add_column("limited by")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in TEXTS else "right")
     before = ""
     for row in found:
         table.add_row(
-            row.scenario if row.scenario != before else "",
-            row.case,
-            row.subject,
-            str(row.runs),
-            f"{row.wall_s:.4f}" if row.wall_s < 1 else f"{row.wall_s:.2f}",
-            f"{row.gib_per_s:.2f}",
-            f"{row.cpu_s_per_gib:.2f}",
-            f"{row.peak_rss_mib:.0f}",
-            row.limited_by,
-            style="dim" if row.subject == FLOOR else "",
+            *_cells(row, is_first=row.scenario != before), style="dim" if row.subject == FLOOR else ""
         )
         before = row.scenario
     out.print(table, highlight=False)
@@ -158,6 +180,32 @@ def _show(found: list[Row], conclusions: list[tuple[str, bool]], failures: list[
         out.print(words, style="" if met else "bold red", highlight=False)
     for failure in failures:
         out.print(f"could not be measured: {failure}", style="bold red", highlight=False, markup=False)
+
+
+def _cells(row: Row, *, is_first: bool) -> list[str]:
+    """Under `HEADINGS`. The name of the scenario only in its first row."""
+    servers = row.server_cpu_s_per_gib
+    return [
+        row.scenario if is_first else "",
+        row.case,
+        row.subject,
+        str(row.runs),
+        f"{row.wall_s:.4f}" if row.wall_s < 1 else f"{row.wall_s:.2f}",
+        f"{row.gib_per_s:.2f}",
+        f"{row.cpu_s_per_gib:.2f}",
+        "" if servers is None else f"{servers:.2f}",
+        f"{row.peak_rss_mib:.0f}",
+        row.limited_by,
+    ]
+
+
+def _markdown(found: list[Row], conclusions: list[tuple[str, bool]]) -> str:
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
+    before = ""
+    for row in found:
+        lines.append(f"| {' | '.join(_cells(row, is_first=row.scenario != before))} |")
+        before = row.scenario
+    return "\n".join([*lines, "", *(f"- {words}" for words, _ in conclusions)]) + "\n"
 
 
 def _where(place: Workplace) -> str:

@@ -48,6 +48,18 @@ def write_sparse(path: Path, size_bytes: int, *, data_bytes: int) -> None:
             file.write(os.urandom(MIB))
 
 
+def forget_cached(path: Path) -> None:
+    """Take a file out of the page cache, so that a disk is read; on a tmpfs it stays where it is."""
+    if file_system(path.parent) == TMPFS_MAGIC:
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
 def free_bytes(directory: Path) -> int:
     """What can still be written there; on tmpfs also no more than what memory is available."""
     at = os.statvfs(directory)

@@ -47,7 +47,7 @@ def main(text: str) -> None:
         (_kernels_alone if subject == FLOOR_KERNELS else _hashlib_alone)(arguments).tell()
 
 
-def _chunks(streams: int) -> list[list[memoryview]]:
+def stream_chunks(streams: int) -> list[list[memoryview]]:
     """Different bytes for every stream, page by page as in the pool."""
     whole = memoryview(mmap.mmap(-1, streams * CHUNKS * CHUNK_BYTES))
     block = random.Random(1).randbytes(CHUNK_BYTES)
@@ -62,7 +62,7 @@ async def _ours(arguments: dict[str, Any]) -> tuple[Window, list[dict[str, str]]
     streams = arguments["streams"]
     threads = HashThreads()
     sets = [DigestSet(arguments["algorithms"], threads) for _ in range(streams)]
-    chunks = _chunks(streams)
+    chunks = stream_chunks(streams)
 
     async def feed(stream: int, member: int) -> None:
         digest = sets[stream].members[member]
@@ -83,7 +83,7 @@ async def _ours(arguments: dict[str, Any]) -> tuple[Window, list[dict[str, str]]
 async def _hashlib(arguments: dict[str, Any]) -> tuple[Window, list[dict[str, str]]]:
     """The best hashlib can do in asyncio: a pool of as many threads as CPUs, chunk by chunk."""
     streams, algorithms = arguments["streams"], arguments["algorithms"]
-    chunks = _chunks(streams)
+    chunks = stream_chunks(streams)
     states = [[hashlib.new(name, usedforsecurity=False) for name in algorithms] for _ in range(streams)]
     loop = asyncio.get_running_loop()
 
@@ -104,35 +104,60 @@ def _digests(algorithms: Sequence[str], states: Sequence[Any]) -> dict[str, str]
     return {name: state.hexdigest() for name, state in zip(algorithms, states, strict=True)}
 
 
-def _kernels_alone(arguments: dict[str, Any]) -> Window:
-    """One thread, one algorithm (or md5 and sha512 together), all streams in step: no loop, no hand-over.
-    hashlib where there are no kernels.
-    """
-    streams, algorithms = arguments["streams"], arguments["algorithms"]
-    chunks = _chunks(streams)
-    if len(algorithms) > 1:
+def kernel_work(streams: int, algorithms: Sequence[str]) -> Callable[[Sequence[memoryview]], None]:
+    """What hashes the next chunk of so many streams in step, in the thread that calls it: one algorithm, or
+    md5 and sha512 together where that is cheaper. hashlib where there are no kernels."""
+    use = kernels.load()
+    if 0 < use.both_from <= streams and len(algorithms) > 1:
         md5, sha512 = ([saved.new(name) for _ in range(streams)] for name in algorithms)
-        with Window() as window:
-            for number in range(arguments["size_bytes"] // CHUNK_BYTES):
-                kernels.advance_both(md5, sha512, [stream[number % CHUNKS] for stream in chunks], CHUNK_BYTES)
-        return window
-    algorithm = algorithms[0]
+        return lambda views: _ignore(kernels.advance_both(md5, sha512, list(views), CHUNK_BYTES))
+    each = [_lane_work(name, streams) for name in algorithms]
+
+    def work(views: Sequence[memoryview]) -> None:
+        for one in each:
+            one(views)
+
+    return work
+
+
+def _lane_work(algorithm: str, streams: int) -> Callable[[Sequence[memoryview]], None]:
     lanes = kernels.load().lanes(algorithm)
     if not lanes:
-        return _hashlib_alone({**arguments, "threads": 1})
+        plain = [hashlib.new(algorithm, usedforsecurity=False) for _ in range(streams)]
+
+        def update(views: Sequence[memoryview]) -> None:
+            for state, view in zip(plain, views, strict=True):
+                state.update(view)
+
+        return update
     states = [saved.new(algorithm) for _ in range(streams)]
+
+    def advance(views: Sequence[memoryview]) -> None:
+        for first in range(0, streams, lanes):
+            kernels.advance(states[first : first + lanes], list(views[first : first + lanes]), CHUNK_BYTES)
+
+    return advance
+
+
+def _ignore(_: int) -> None:
+    pass
+
+
+def _kernels_alone(arguments: dict[str, Any]) -> Window:
+    """One thread, one algorithm (or md5 and sha512 together), all streams in step: no loop, no hand-over."""
+    streams = arguments["streams"]
+    chunks = stream_chunks(streams)
+    work = kernel_work(streams, arguments["algorithms"])
     with Window() as window:
         for number in range(arguments["size_bytes"] // CHUNK_BYTES):
-            for first in range(0, streams, lanes):
-                views = [chunks[stream][number % CHUNKS] for stream in range(streams)[first : first + lanes]]
-                kernels.advance(states[first : first + lanes], views, CHUNK_BYTES)
+            work([stream[number % CHUNKS] for stream in chunks])
     return window
 
 
 def _hashlib_alone(arguments: dict[str, Any]) -> Window:
     """As many threads as CPUs, each with its share of the streams: no loop, no hand-over."""
     threads = arguments.get("threads", os.cpu_count() or 1)
-    chunks = _chunks(arguments["streams"])
+    chunks = stream_chunks(arguments["streams"])
 
     def work(mine: Sequence[list[memoryview]]) -> None:
         for name in arguments["algorithms"]:

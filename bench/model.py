@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-from dataplane.store import GIB
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +12,10 @@ if TYPE_CHECKING:
 
 OURS = "glissade"
 FLOOR = "floor"
+
+Kind = Literal[
+    "speed", "cpu", "cost", "wall", "cpu_share", "memory", "seconds", "cpu_per_gib", "fact", "floor"
+]
 
 
 class BenchError(Exception):
@@ -50,17 +52,28 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A ratio to print: how `subject` compares with `base`, each (case, subject).
+    """A figure to print: how `subject` does beside `base`, each (case, subject), or by itself.
 
-    `speed`: wall of the base / wall of the subject, higher is better. `cpu`: the same of CPU time. `cost`:
-    wall of the subject / wall of the base. `memory`: peak RSS of the subject in MiB, without a base. `goal`
-    is a bound on it, in the good direction.
+    `among`, instead of `base`: beside the best of these, whichever it is in this run.
+
+    Beside others: `speed` is the wall of the base / wall of the subject, `cpu` the same of CPU time, both
+    higher is better. `cost` is wall of the subject / wall of the base where these are two cases, `wall` where
+    they are two subjects, `cpu_share` the same of CPU time, all lower is better.
+
+    By itself: `memory` is the peak RSS in MiB, `seconds` the wall, `cpu_per_gib` CPU seconds per GiB, `fact`
+    the number that the runs told under the name `fact` (the worst of them), in `unit`; lower is better.
+    `floor` is the floor of this run (`bench.run.floor_of`) / the wall: 1 is as fast as possible.
+
+    `goal` is a bound on it, in the good direction.
     """
 
-    kind: str
+    kind: Kind
     subject: tuple[str, str]
     base: tuple[str, str] | None = None
+    among: tuple[tuple[str, str], ...] = ()
     goal: float | None = None
+    fact: str = ""
+    unit: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,28 +88,33 @@ class Plan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workplace:
     """Where and how large: `directory` is the bench's own, empty, on the file system under test; `disk` one
-    on a real disk for what does not fit there."""
+    on a real disk for what does not fit there; `services` the file that describes servers, if there are."""
 
     directory: Path
     disk: Path
     size_bytes: int
     is_quick: bool = False
+    services: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """A named measurement. `prepare` makes its files, yields the plan, and removes what it made. `most_runs`:
-    more of them would take long and say nothing new."""
+    more of them would take long and say nothing new. `on_request`: only when it is named. `needs_services`:
+    it runs against servers (`--services`), and only then."""
 
     name: str
     summary: str
     prepare: Callable[[Workplace], AbstractContextManager[Plan]]
     most_runs: int | None = None
+    on_request: bool = False
+    needs_services: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the result: the medians of all runs of one trial."""
+    """One line of the result: the medians of all runs of one trial. `server_cpu_s_per_gib`: what servers on
+    this machine did for it."""
 
     scenario: str
     case: str
@@ -107,9 +125,6 @@ class Row:
     cpu_s_per_gib: float
     peak_rss_mib: float
     limited_by: str
+    server_cpu_s_per_gib: float | None
     wall_s_each: tuple[float, ...]
     facts: Mapping[str, object]
-
-
-def gib(size_bytes: int) -> float:
-    return size_bytes / GIB

@@ -5,7 +5,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.scenarios import fan_out, file_to_file, memory, same_fs_move
+from bench.scenarios import (
+    chunk_size,
+    fan_out,
+    fan_out_remote,
+    imports,
+    many,
+    memory,
+    rbd,
+    s3,
+    same_fs_move,
+    server_copy,
+    swift,
+    verify_bulk,
+)
 from bench.scenarios import hash as hashes
 
 if TYPE_CHECKING:
@@ -14,8 +27,17 @@ if TYPE_CHECKING:
     from bench.model import Scenario
 
 _ALL = (
-    *(module.SCENARIO for module in (file_to_file, fan_out, memory, same_fs_move)),
+    *imports.SCENARIOS,
+    verify_bulk.SCENARIO,
+    many.SCENARIO,
+    *(module.SCENARIO for module in (fan_out, memory, same_fs_move)),
     *hashes.SCENARIOS,
+    chunk_size.SCENARIO,
+    *s3.SCENARIOS,
+    *swift.SCENARIOS,
+    *rbd.SCENARIOS,
+    server_copy.SCENARIO,
+    fan_out_remote.SCENARIO,
 )
 
 SCENARIOS: Mapping[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

@@ -6,15 +6,17 @@ an import into several stores: one add after the other, each reading and hashing
 
 from __future__ import annotations
 
-import functools
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bench import floors
-from bench.files import fresh_directory, need_room, write_random
+from bench.files import fresh_directory, need_room
+from bench.images import Images
 from bench.model import OURS, Comparison, Plan, Sample, Scenario, Trial, Workplace
-from bench.rivals import GlanceStore
-from bench.scenarios.file_to_file import IMAGE, checked, transfer_once
+from bench.ours import OursCall
+from bench.rivals import GLANCE_STORE
+from bench.stores import file_store
 from dataplane.store import GIB
 
 if TYPE_CHECKING:
@@ -36,41 +38,41 @@ def prepare(place: Workplace) -> Iterator[Plan]:
     size_bytes = min(place.size_bytes, GIB)
     need_room(place.directory, 4 * size_bytes)
     with fresh_directory(place.directory / "fan-out") as base:
-        source = base / "source.img"
-        write_random(source, size_bytes)
+        made = Images.make(base / "sources", 1, size_bytes)
         stores = [base / f"store-{number}" for number in (1, 2, 3)]
         for store in stores:
             store.mkdir()
         plan = Plan()
-        agreed: dict[str, str] = {}
         for count in (1, 2, 3):
+            call = OursCall(
+                images={image: str(path) for image, path in made.sources.items()},
+                stores=[file_store(store) for store in stores[:count]],
+            )
             lanes = {
                 "md5 beside sha512": (floors.MD5_BESIDE_SHA512,),
                 "memory copies": (floors.READ, *[floors.WRITE] * count),
             }
-            run = functools.partial(_ours, source, stores[:count], size_bytes, agreed)
             plan.trials.append(
                 Trial(
                     case=case(count),
                     subject=OURS,
-                    run=run,
+                    run=partial(made.run, OURS, call.run, *stores[:count]),
                     size_bytes=size_bytes,
                     lanes=lanes,
                     writes_to=base,
                     writes_bytes=count * size_bytes,
                 )
             )
-        rival = GlanceStore()
+        rival = GLANCE_STORE
         if (why := rival.missing()) is None:
-            run = functools.partial(_rival, rival, source, stores, size_bytes, agreed)
-            lanes = {"its one thread": tuple(rival.lanes["its one thread"]) * len(stores)}
+            one_store = (floors.READ, floors.MD5, floors.SHA512, floors.WRITE)
             plan.trials.append(
                 Trial(
                     case=case(3),
                     subject=rival.name,
-                    run=run,
+                    run=partial(_one_after_the_other, made, stores),
                     size_bytes=size_bytes,
-                    lanes=lanes,
+                    lanes={"its one thread": one_store * len(stores)},
                     writes_to=base,
                     writes_bytes=3 * size_bytes,
                 )
@@ -82,7 +84,7 @@ def prepare(place: Workplace) -> Iterator[Plan]:
             plan.notes.append(f"{rival.name} is left out: {why}")
         plan.trials += floors.floor_trials(
             (floors.MD5, floors.SHA512, floors.MD5_BESIDE_SHA512, floors.WRITE, floors.READ),
-            source=source,
+            source=next(iter(made.sources.values())),
             destination=stores[0],
             size_bytes=size_bytes,
         )
@@ -93,33 +95,16 @@ def prepare(place: Workplace) -> Iterator[Plan]:
         yield plan
 
 
-def _ours(source: Path, stores: list[Path], size_bytes: int, agreed: dict[str, str]) -> Sample:
-    try:
-        run = functools.partial(transfer_once, source, stores)
-        for store in stores[1:]:
-            run = functools.partial(checked, run, store / IMAGE, size_bytes, agreed, OURS)
-        return checked(run, stores[0] / IMAGE, size_bytes, agreed, OURS)
-    finally:
-        for store in stores:
-            (store / IMAGE).unlink(missing_ok=True)
-
-
-def _rival(
-    rival: GlanceStore, source: Path, stores: list[Path], size_bytes: int, agreed: dict[str, str]
-) -> Sample:
-    wall_s = cpu_s = 0.0
-    peak = 0
-    try:
-        for store in stores:
-            run = functools.partial(rival.copy, source, store, IMAGE)
-            sample = checked(run, store / IMAGE, size_bytes, agreed, rival.name)
-            wall_s += sample.wall_s
-            cpu_s += sample.cpu_s
-            peak = max(peak, sample.peak_rss_bytes)
-    finally:
-        for store in stores:
-            (store / IMAGE).unlink(missing_ok=True)
-    return Sample(wall_s=wall_s, cpu_s=cpu_s, peak_rss_bytes=peak)
+def _one_after_the_other(made: Images, stores: list[Path]) -> Sample:
+    each = [
+        made.run(GLANCE_STORE.name, partial(GLANCE_STORE.copy, made.sources, store), store)
+        for store in stores
+    ]
+    return Sample(
+        wall_s=sum(sample.wall_s for sample in each),
+        cpu_s=sum(sample.cpu_s for sample in each),
+        peak_rss_bytes=max(sample.peak_rss_bytes for sample in each),
+    )
 
 
 SCENARIO = Scenario(

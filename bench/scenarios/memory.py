@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from bench import floors
 from bench.files import file_system, free_bytes, fresh_directory, write_random, write_sparse
 from bench.model import OURS, BenchError, Comparison, Plan, Sample, Scenario, Trial, Workplace
+from bench.scenarios.imports import our_lanes
 from control.sandbox import FINAL_STATES, Sandbox
 from dataplane.store import GIB, MIB
 
@@ -55,17 +56,11 @@ def prepare(place: Workplace) -> Iterator[Plan]:
                 subject=OURS,
                 run=lambda: _import_all(base, source),
                 size_bytes=moved,
-                lanes={
-                    "md5 beside sha512": (floors.MD5_BESIDE_SHA512,),
-                    "memory copies": (floors.READ, floors.WRITE),
-                },
+                lanes=our_lanes(IMPORTS),
             )
         )
-        plan.trials += floors.floor_trials(
-            (floors.MD5_BESIDE_SHA512, floors.READ, floors.WRITE),
-            source=source,
-            destination=base,
-            size_bytes=size_bytes,
+        plan.trials += floors.busy_floor_trials(
+            IMPORTS, source=source, destination=base, size_bytes=size_bytes
         )
         plan.comparisons.append(Comparison(kind="memory", subject=(case, OURS), goal=GOAL_MIB))
         yield plan
