@@ -29,6 +29,7 @@ them answer it.
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ import pytest
 
 from dataplane.errors import (
     AlreadyExistsError,
+    CheckpointLostError,
     InvalidKeyError,
     NotFoundError,
     ObjectChangedError,
@@ -52,6 +54,7 @@ from dataplane.store import (
     ReadOptions,
     Source,
     StoreSpace,
+    WriteMark,
     WriteOptions,
 )
 from drivers.memory import MemoryConfig, MemoryDriver
@@ -63,7 +66,7 @@ from tests.conformance.leaks import Belongings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from dataplane.store import OffloadCopy, ReadStream
+    from dataplane.store import OffloadCopy, ReadStream, WriteSession
     from tests.conformance.stores import FreshStore
 
 KEY = "3f7c1d2e-0000-4000-8000-00000000000a"
@@ -414,6 +417,7 @@ class DriverSuite(SourceSuite):
                 else:
                     assert await fresh.driver.clear_attempt(KEY, attempt, keep_object=False)
             assert fresh.names() == {OTHER_KEY}, f"after step {steps}"
+            await asyncio.sleep(0)  # A connection is gone one turn of the loop after it was closed.
             now = Belongings.now()
             assert not now.tasks - before.tasks
             assert not now.descriptors - before.descriptors
@@ -482,6 +486,165 @@ class DriverSuite(SourceSuite):
         assert await fresh.driver.clear_attempt("a", "b.c", keep_object=False)
         assert await fresh.driver.clear_attempt("a.b", "c", keep_object=True)
         assert fresh.names() == {"a.b"}
+
+    # Going on with what was left unfinished
+
+    @pytest.mark.parametrize("chunks", [0, 1, 3, 5])
+    async def test_another_session_goes_on_with_what_was_kept(self, fresh: FreshStore, chunks: int) -> None:
+        """The first one is cut off in the middle; the second has another attempt's name."""
+        data = image(SEVERAL)
+        mark = await _keep(fresh.driver, data[: chunks * CHUNK])
+        assert mark.size_bytes <= chunks * CHUNK
+        with pytest.raises(NotFoundError):
+            await fresh.driver.stat(KEY)
+        await _finish(fresh.driver, data, mark, attempt="two")
+        assert await fresh.driver.clear_attempt(KEY, "two", keep_object=True)
+        assert not await fresh.driver.clear_attempt(KEY, "one", keep_object=False)
+        assert fresh.names() == {KEY}
+        assert (await read_image(fresh.driver, KEY)).data == data
+
+    async def test_a_session_goes_on_again_and_again(self, fresh: FreshStore) -> None:
+        data = image(SEVERAL)
+        mark = await _keep(fresh.driver, data[:CHUNK], attempt="a0")
+        for number in range(1, 5):
+            options = WriteOptions(size_bytes=len(data), attempt=f"a{number}", resume=mark)
+            async with fresh.driver.open_write(KEY, options) as session:
+                start = mark.size_bytes
+                await feed(session, data[start : start + CHUNK])
+                mark = await _kept(session)
+        await _finish(fresh.driver, data, mark, attempt="last")
+        assert (await read_image(fresh.driver, KEY)).data == data
+        for attempt in ("a0", "a1", "a2", "a3", "a4"):
+            assert not await fresh.driver.clear_attempt(KEY, attempt, keep_object=False)
+        assert await fresh.driver.clear_attempt(KEY, "last", keep_object=True)
+        assert fresh.names() == {KEY}
+
+    async def test_the_same_attempt_may_go_on(self, fresh: FreshStore) -> None:
+        data = image(SEVERAL)
+        await _finish(fresh.driver, data, await _keep(fresh.driver, data[: 2 * CHUNK]), attempt="one")
+        assert (await read_image(fresh.driver, KEY)).data == data
+
+    async def test_what_came_after_an_older_mark_is_written_again(self, fresh: FreshStore) -> None:
+        """As after a crash: the last mark that was saved tells less than there is."""
+        data = image(SEVERAL)
+        options = WriteOptions(size_bytes=len(data), attempt="one")
+        async with fresh.driver.open_write(KEY, options) as session:
+            await feed(session, data[:CHUNK])
+            mark = await session.checkpoint()
+            if mark is None:
+                pytest.skip(f"{fresh.driver.name} cannot go on with an unfinished object")
+            await feed(session, image(2 * CHUNK, seed="other bytes"))
+            await _kept(session)
+        await _finish(fresh.driver, data, mark, attempt="two")
+        assert (await read_image(fresh.driver, KEY)).data == data
+
+    async def test_what_a_mark_tells_can_be_kept_as_json(self, fresh: FreshStore) -> None:
+        data = image(SEVERAL)
+        mark = await _keep(fresh.driver, data[: 3 * CHUNK])
+        kept = json.loads(json.dumps({"size_bytes": mark.size_bytes, "state": dict(mark.state)}))
+        await _finish(fresh.driver, data, WriteMark(**kept), attempt="two")
+        assert (await read_image(fresh.driver, KEY)).data == data
+
+    async def test_going_on_with_what_is_gone_is_refused(self, fresh: FreshStore) -> None:
+        data = image(SEVERAL)
+        mark = await _keep(fresh.driver, data[: 3 * CHUNK])
+        assert not await fresh.driver.clear_attempt(KEY, "one", keep_object=False)
+        assert fresh.names() == set(), "keeping and then clearing leaves nothing"
+        with pytest.raises(CheckpointLostError):
+            await _finish(fresh.driver, data, mark, attempt="two")
+        assert fresh.names() == set()
+
+    async def test_who_goes_on_and_leaves_without_commit_leaves_nothing(self, fresh: FreshStore) -> None:
+        mark = await _keep(fresh.driver, image(SEVERAL)[: 3 * CHUNK])
+        options = WriteOptions(size_bytes=SEVERAL, attempt="two", resume=mark)
+        async with fresh.driver.open_write(KEY, options) as session:
+            await feed(session, image(10))
+        assert fresh.names() == set()
+
+    async def test_a_mark_that_is_no_mark_of_this_store_is_refused(self, fresh: FreshStore) -> None:
+        await _keep(fresh.driver, image(CHUNK))
+        nonsense = WriteMark(size_bytes=CHUNK, state={"attempt": "../../etc/passwd", "name": 7})
+        with pytest.raises(CheckpointLostError):
+            await _finish(fresh.driver, image(SEVERAL), nonsense, attempt="two")
+        await fresh.driver.clear_attempt(KEY, "one", keep_object=False)
+        assert fresh.names() == set()
+
+    async def test_going_on_does_not_overwrite_an_object_that_came_meanwhile(self, fresh: FreshStore) -> None:
+        mark = await _keep(fresh.driver, image(SEVERAL)[: 2 * CHUNK])
+        there = await write_image(fresh.driver, KEY, image(100))
+        with pytest.raises(AlreadyExistsError):
+            await _finish(fresh.driver, image(SEVERAL), mark, attempt="two")
+        assert await fresh.driver.stat(KEY) == there
+        for attempt in ("one", "two"):
+            await fresh.driver.clear_attempt(KEY, attempt, keep_object=True)
+        assert fresh.names() == {KEY}
+
+    async def test_what_is_kept_after_a_cancelled_write_is_whole(self, fresh: FreshStore) -> None:
+        data = image(SEVERAL)
+        mark: WriteMark | None = None
+
+        async def write() -> None:
+            nonlocal mark
+            options = WriteOptions(size_bytes=len(data), attempt="one")
+            async with fresh.driver.open_write(KEY, options) as session:
+                mark = None
+                try:
+                    await feed(session, data)
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError:
+                    mark = await session.keep()
+                    raise
+
+        kept = 0
+        async for step in cancelled_at_every_step(write):
+            if mark is None:
+                await fresh.driver.clear_attempt(KEY, "one", keep_object=False)
+            else:
+                kept += 1
+                await _finish(fresh.driver, data, mark, attempt="two")
+                assert (await read_image(fresh.driver, KEY)).data == data, f"after step {step}"
+                assert await fresh.driver.clear_attempt(KEY, "two", keep_object=False)
+            mark = None
+            assert fresh.names() == set(), f"after step {step}"
+        if not kept:
+            pytest.skip(f"{fresh.driver.name} cannot go on with an unfinished object")
+
+    async def test_going_on_cancelled_at_every_step_leaves_nothing_but_what_was_kept(
+        self, fresh: FreshStore
+    ) -> None:
+        data = image(SEVERAL)
+        before = Belongings.now()
+        mark = await _keep(fresh.driver, data[: 2 * CHUNK])
+
+        async def go_on() -> None:
+            await _finish(fresh.driver, data, mark, attempt="two")
+
+        async for step in cancelled_at_every_step(go_on):
+            made = await fresh.driver.clear_attempt(KEY, "two", keep_object=False)
+            assert not (await fresh.driver.clear_attempt(KEY, "one", keep_object=False) and made)
+            assert fresh.names() == set(), f"after step {step}"
+            await asyncio.sleep(0)  # A connection is gone one turn of the loop after it was closed.
+            assert not Belongings.now().descriptors - before.descriptors
+            mark = await _keep(fresh.driver, data[: 2 * CHUNK])
+        assert (await read_image(fresh.driver, KEY)).data == data
+
+    async def test_holes_survive_going_on(self, fresh: FreshStore) -> None:
+        """A hole lies before the mark, at it, and after it."""
+        zeroes = chunk_buffer()
+        options = WriteOptions(size_bytes=6 * CHUNK, attempt="one")
+        async with fresh.driver.open_write(KEY, options) as session:
+            await feed(session, image(CHUNK))
+            await session.write(zeroes, is_hole=True)
+            await session.write(zeroes, is_hole=True)
+            mark = await _kept(session)
+        data = image(CHUNK) + bytes(4 * CHUNK) + image(CHUNK, seed="end")
+        resumed = replace(options, attempt="two", resume=mark)
+        async with fresh.driver.open_write(KEY, resumed) as session:
+            await feed(session, data[mark.size_bytes : 3 * CHUNK])
+            await session.write(zeroes, is_hole=True)
+            await feed(session, data[4 * CHUNK :])
+            await session.commit()
+        assert (await read_image(fresh.driver, KEY)).data == data
 
     # Identity, delete, keys
 
@@ -682,6 +845,7 @@ class DriverSuite(SourceSuite):
                 assert (await read_image(fresh.driver, KEY)).data == data
                 assert await fresh.driver.clear_attempt(KEY, "one", keep_object=False)
             assert fresh.names() == {OTHER_KEY}, f"after step {step}"
+            await asyncio.sleep(0)  # A connection is gone one turn of the loop after it was closed.
             assert not Belongings.now().descriptors - before.descriptors
             assert await partner.stat(KEY) == info
         assert (await read_image(fresh.driver, KEY)).data == data
@@ -700,6 +864,27 @@ class DriverSuite(SourceSuite):
             result = await read_image(fresh.driver, key)
             assert result.data == bytes(2 * MIB) + image(256 * KIB) + bytes(2 * MIB)
             assert result.hole_bytes == 4 * MIB
+
+
+async def _kept(session: WriteSession) -> WriteMark:
+    mark = await session.keep()
+    if mark is None:
+        pytest.skip("the store cannot go on with an unfinished object")
+    return mark
+
+
+async def _keep(driver: Driver, data: bytes, *, attempt: str = "one") -> WriteMark:
+    """Write the beginning of an image of `SEVERAL` bytes, and leave it there."""
+    async with driver.open_write(KEY, WriteOptions(size_bytes=SEVERAL, attempt=attempt)) as session:
+        await feed(session, data)
+        return await _kept(session)
+
+
+async def _finish(driver: Driver, data: bytes, mark: WriteMark, *, attempt: str) -> None:
+    options = WriteOptions(size_bytes=len(data), attempt=attempt, resume=mark)
+    async with driver.open_write(KEY, options) as session:
+        await feed(session, data[mark.size_bytes :])
+        await session.commit()
 
 
 async def _read_on(stream: ReadStream) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,12 +12,22 @@ from drivers.filesystem.config import Directory, FileConfig
 from drivers.filesystem.driver import FileDriver
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import StoreOptions
+from drivers.rbd.config import RbdConfig
+from drivers.s3.config import S3Config
+from drivers.s3.driver import S3Driver
+from drivers.secret import Secret
+from drivers.swift.config import SwiftConfig
+from drivers.swift.driver import SwiftDriver
+from tests.services.plain_swift import PlainSwift
+from tests.services.s3_bucket import bucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from dataplane.store import Driver
+    from tests.services.ceph import Ceph
+    from tests.services.endpoints import S3Endpoint, SwiftEndpoint
 
 _numbers = itertools.count(1)
 
@@ -67,3 +78,100 @@ async def fresh_file(
     )
     await driver.aclose()
     await partner.aclose()
+
+
+def swift_config(endpoint: SwiftEndpoint, *, container: str) -> SwiftConfig:
+    """How to use the account; no connection outlives its request, so that tests can count them."""
+    return SwiftConfig(
+        auth_url=endpoint.auth_url,
+        auth_version="1" if endpoint.auth_version == "1" else "3",
+        user=endpoint.user,
+        key=Secret(endpoint.key),
+        project=endpoint.project,
+        region=endpoint.region,
+        container=container,
+        keepalive_s=0.0,
+    )
+
+
+@asynccontextmanager
+async def fresh_swift(
+    endpoint: SwiftEndpoint, *, configure: Callable[[SwiftConfig], SwiftConfig] = lambda config: config
+) -> AsyncIterator[FreshStore]:
+    """A Swift store, and its partner, each in a new container of the account."""
+    plain = PlainSwift.of(endpoint)
+    place = f"conformance-{uuid.uuid4().hex[:12]}"
+    containers = (place, f"{place}-partner")
+    for container in containers:
+        assert plain("PUT", f"/{container}").status in (201, 202)
+    options = StoreOptions(stall_timeout_s=10.0)
+    driver, partner = (
+        SwiftDriver(name, configure(swift_config(endpoint, container=container)), options)
+        for name, container in zip(("swift", "partner"), containers, strict=True)
+    )
+    try:
+        yield FreshStore(driver=driver, names=lambda: plain.left_over(place), partner=partner)
+    finally:
+        await driver.aclose()
+        await partner.aclose()
+        for container in containers:
+            plain.empty(container)
+            plain("DELETE", f"/{container}")
+
+
+@asynccontextmanager
+async def fresh_s3(
+    endpoint: S3Endpoint, *, configure: Callable[[S3Config], S3Config] = lambda config: config
+) -> AsyncIterator[FreshStore]:
+    """A bucket, and its partner, on that server. Connections close with their answers, so that the suite can
+    tell one that was forgotten from one that waits to be used again.
+    """
+    with bucket(endpoint) as images, bucket(endpoint) as partners:
+
+        def driver_of(name: str, bucket_name: str) -> S3Driver:
+            config = S3Config(
+                endpoint=endpoint.url,
+                region=endpoint.region,
+                access_key=endpoint.access_key,
+                secret_key=Secret(endpoint.secret_key),
+                bucket=bucket_name,
+                addressing="path",
+                keepalive_s=0,
+            )
+            return S3Driver(name, configure(config), StoreOptions())
+
+        driver, partner = driver_of("s3", images.name), driver_of("partner", partners.name)
+        yield FreshStore(driver=driver, names=images.names, partner=partner)
+        await driver.aclose()
+        await partner.aclose()
+
+
+@asynccontextmanager
+async def fresh_rbd(
+    ceph: Ceph, *, configure: Callable[[RbdConfig], RbdConfig] = lambda config: config
+) -> AsyncIterator[FreshStore]:
+    """An RBD store, and its partner, in the cluster's two pools."""
+    from drivers.rbd.driver import RbdDriver
+    from drivers.rbd.image import image_names
+    from tests.services.plain_rbd import emptied_pools, wait_for_manager
+
+    def ask_everybody(store: RbdDriver) -> None:
+        with store._connection.used() as pool:
+            wait_for_manager(pool)
+
+    options = StoreOptions(stall_timeout_s=20.0)
+    with emptied_pools(ceph) as (pool, _):
+        driver, partner = (
+            RbdDriver(
+                name, configure(RbdConfig(pool=where, user=ceph.user, conf_file=str(ceph.conf))), options
+            )
+            for name, where in zip(("rbd", "partner"), ceph.pools, strict=True)
+        )
+        try:
+            for store in (driver, partner):  # Connections stay: here they are before a test counts them.
+                await store.probe()
+                await store._threads.run(ask_everybody, store)
+            yield FreshStore(driver=driver, names=lambda: image_names(pool), partner=partner)
+        finally:
+            await driver.aclose()
+            await partner.aclose()

@@ -40,8 +40,8 @@ class Fault:
     `error`, or never return when it is None. With `after` the real thing is done first, and only its answer
     gets lost.
 
-    Calls: probe stat open_read read_into finish open_write write commit delete clear_attempt offload_offer
-    offload.
+    Calls: probe stat open_read read_into finish open_write write commit abort (leaving a session without
+    having committed) delete clear_attempt offload_offer offload.
     """
 
     call: str
@@ -99,9 +99,13 @@ class FaultyDriver(ForwardingDriver):
             async def enter() -> WriteSession:
                 return await stack.enter_async_context(self._driver.open_write(key, options))
 
-            session = await self.do("open_write", enter)
+            session = _FaultySession(self, await self.do("open_write", enter))
             with self._counted():
-                yield _FaultySession(self, session)
+                try:
+                    yield session
+                finally:
+                    if not session.is_committed:
+                        await self.do("abort", _nothing)
 
     async def delete(self, key: str, *, identity: str | None = None) -> None:
         await self.do("delete", lambda: self._driver.delete(key, identity=identity))
@@ -154,10 +158,15 @@ class _FaultyStream:
         await self._store.do("finish", self._inner.finish)
 
 
+async def _nothing() -> None:
+    """The real session is left in any case: nobody could clear up after one that never ended."""
+
+
 class _FaultySession:
     def __init__(self, store: FaultyDriver, inner: WriteSession) -> None:
         self._store = store
         self._inner = inner
+        self.is_committed = False
 
     async def write(self, data: memoryview, *, is_hole: bool = False) -> None:
         await self._store.do("write", lambda: self._inner.write(data, is_hole=is_hole))
@@ -169,7 +178,9 @@ class _FaultySession:
         return await self._store.do("keep", self._inner.keep)
 
     async def commit(self) -> ObjectInfo:
-        return await self._store.do("commit", self._inner.commit)
+        info = await self._store.do("commit", self._inner.commit)
+        self.is_committed = True
+        return info
 
 
 class _FaultyCopy:

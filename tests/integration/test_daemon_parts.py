@@ -56,6 +56,8 @@ def test_a_json_line_is_one_object() -> None:
         ("GET https://a.example/x?X-Amz-Signature=hush failed", "GET https://a.example/x?*** failed"),
         ("s3+https://KEY:hush@host/bucket/id", "s3+https://***@host/bucket/id"),
         ("swift+https://a%3Ab:hush@host/v3/c/id is odd", "swift+https://***@host/v3/c/id is odd"),
+        ("s3://KEY:hu/sh@host/bucket/id is odd", "s3://***@host/bucket/id is odd"),
+        ("swift+http://a%3Ab:hush/x@host/v3/c/id", "swift+http://***@host/v3/c/id"),
         ("file:///srv/images/a@b", "file:///srv/images/a@b"),
     ],
 )

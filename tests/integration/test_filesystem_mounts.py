@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -89,6 +89,45 @@ async def test_the_directory_with_the_most_room_is_chosen(tmp_path: Path) -> Non
             assert names(large.mount_point) == {KEY}
             space = await store.probe()
             assert space.total_bytes == 40 * MIB
+
+
+def fill_up(directory: Path) -> None:
+    """Leave no room in its file system."""
+    with suppress(OSError), (directory / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(64 * 1024))
+    with suppress(OSError), (directory / "crumbs").open("wb", buffering=0) as crumbs:
+        while True:
+            crumbs.write(bytes(512))
+
+
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
+async def test_a_probe_sees_that_a_store_is_full_and_can_still_be_emptied(tmp_path: Path, kind: str) -> None:
+    with own_mount(kind, tmp_path, size_bytes=16 * MIB) as small:
+        (images,) = new_directories(small.mount_point, "images")
+        async with file_store(images) as store:
+            assert (await store.probe()).add_error is None
+            fill_up(images)
+            space = await store.probe()
+            assert isinstance(space.add_error, StoreFullError)
+            assert space.delete_error is None
+            assert names(images) == {"filler", "crumbs"}
+            (images / "filler").unlink()
+            assert (await store.probe()).add_error is None
+
+
+async def test_one_full_directory_of_two_leaves_the_store_to_be_added_to(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with (
+        own_mount("tmpfs", tmp_path / "a", size_bytes=4 * MIB) as small,
+        own_mount("tmpfs", tmp_path / "b", size_bytes=4 * MIB) as other,
+    ):
+        async with file_store(small.mount_point, other.mount_point) as store:
+            fill_up(small.mount_point)
+            assert (await store.probe()).add_error is None
+            fill_up(other.mount_point)
+            assert isinstance((await store.probe()).add_error, StoreFullError)
 
 
 # Going away

@@ -12,7 +12,7 @@ import bench.__main__ as command
 from bench.files import need_room
 from bench.model import OURS, Comparison, Plan, Sample, Scenario, Trial, Workplace
 from bench.rivals import FILE_RIVALS
-from bench.scenarios import SCENARIOS, file_to_file
+from bench.scenarios import SCENARIOS
 from dataplane.store import MIB
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def test_scenarios_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     listed = capsys.readouterr().out
     assert [line.split()[0] for line in listed.splitlines()] == list(SCENARIOS)
     assert {"file-to-file", "fan-out", "memory", "same-fs-move"} <= set(SCENARIOS)
+    assert {"import-1", "import-8", "import-16", "verify-bulk", "many", "chunk-size"} <= set(SCENARIOS)
 
 
 @pytest.mark.usefixtures("scenarios")
@@ -86,6 +87,8 @@ def test_rows_go_into_the_table_and_the_json(tmp_path: Path, capsys: pytest.Capt
         str(tmp_path),
         "--json",
         str(result),
+        "--markdown",
+        str(tmp_path / "rows.md"),
     ]
     assert command.main(arguments) == 0
     captured = capsys.readouterr()
@@ -98,6 +101,10 @@ def test_rows_go_into_the_table_and_the_json(tmp_path: Path, capsys: pytest.Capt
     assert row["wall_s"] == 1.0
     assert row["cpu_s_per_gib"] == 256
     assert list(tmp_path.glob("glissade-bench-*")) == []
+    markdown = (tmp_path / "rows.md").read_text().splitlines()
+    assert markdown[0].startswith("| scenario | case | subject | runs |")
+    assert markdown[2].startswith("| known | case | glissade | 2 | 1.00 |")
+    assert markdown[-1].endswith("(goal: at most 0.5 MiB): MISSED")
 
 
 @pytest.mark.usefixtures("scenarios")
@@ -138,8 +145,10 @@ def test_a_missing_rival_is_named_and_left_out(tmp_path: Path, monkeypatch: pyte
     for rival in FILE_RIVALS:
         monkeypatch.setattr(type(rival), "missing", lambda _: "not here")
     place = Workplace(directory=tmp_path, disk=tmp_path, size_bytes=MIB)
-    with file_to_file.prepare(place) as plan:
-        assert plan.notes == [f"{rival.name} is left out: not here" for rival in FILE_RIVALS]
+    with SCENARIOS["import-1"].prepare(place) as plan:
+        assert plan.notes == [
+            f"{rival.name} is left out: not here" for rival in FILE_RIVALS if rival.takes(1)
+        ]
         assert {trial.subject for trial in plan.trials} == {OURS, "floor"}
 
 
@@ -150,7 +159,7 @@ def test_a_small_real_run(
     result = tmp_path / "rows.json"
     arguments = [
         "--scenario",
-        "file-to-file",
+        "import-1",
         "--quick",
         "--size",
         "4M",
@@ -162,7 +171,7 @@ def test_a_small_real_run(
     assert command.main(arguments) == 0, capsys.readouterr().out
     found = json.loads(result.read_text())
     assert all(set(row) >= KEYS for row in found)
-    present = {rival.name for rival in FILE_RIVALS if rival.missing() is None}
+    present = {rival.name for rival in FILE_RIVALS if rival.takes(1) and rival.missing() is None}
     assert {row["subject"] for row in found} == {OURS, "floor", *present}
     ours = next(row for row in found if row["subject"] == OURS)
     assert ours["facts"]["methods"] == ["stream"]

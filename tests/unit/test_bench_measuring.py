@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench.files import file_system, fresh_directory, need_room, write_random, write_sparse
-from bench.measure import Window, run_child, run_program
+from bench.measure import Window, run_child, run_children, run_program, run_programs
 from bench.model import FLOOR, OURS, BenchError, Comparison, Plan, Sample, Trial
-from bench.run import compare, limited_by, rows, run_plan
+from bench.run import Cost, compare, limited_by, rows, run_plan
 from dataplane.store import GIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bench.model import Kind
 
 HALF_GIB = 512 * MIB
 
@@ -80,6 +81,38 @@ def test_a_child_that_fails_says_why() -> None:
         run_child(sys.executable, ["-c", "raise SystemExit('no such luck')"])
 
 
+def test_programs_side_by_side_are_one_sample() -> None:
+    sample = run_programs([["sleep", "0.3"], ["sleep", "0.1"], ["sleep", "0.3"]])
+    assert 0.3 <= sample.wall_s < 0.55
+    assert sample.peak_rss_bytes > MIB
+
+
+def test_one_of_several_programs_that_fails_is_no_measurement() -> None:
+    with pytest.raises(BenchError, match=r"cp ended with status 1: .*No such file"):
+        run_programs([["sleep", "0.1"], ["cp", "/nonexistent/a", "/nonexistent/b"]])
+
+
+def test_children_wait_for_each_other_and_are_one_sample() -> None:
+    work = """
+import sys, time
+from bench.measure import Window, gate
+time.sleep(float(sys.argv[1]))
+gate()
+with Window() as window:
+    time.sleep(0.2)
+window.tell(digests={sys.argv[2]: {"md5": sys.argv[2]}})
+"""
+    sample = run_children(sys.executable, [["-c", work, "0", "a"], ["-c", work, "0.5", "b"]])
+    assert 0.2 <= sample.wall_s < 0.45, "the one that was ready first has waited"
+    assert sample.facts == {"digests": {"a": {"md5": "a"}, "b": {"md5": "b"}}}
+
+
+def test_a_child_that_fails_before_the_gate_stops_the_others() -> None:
+    work = "from bench.measure import Window, gate; gate()"
+    with pytest.raises(BenchError, match="no such luck"):
+        run_children(sys.executable, [["-c", "raise SystemExit('no such luck')"], ["-c", work]])
+
+
 def test_the_window_counts_cpu_time_of_this_process() -> None:
     with Window() as window:
         end = time.process_time() + 0.1
@@ -109,8 +142,13 @@ def test_a_row_is_the_median_of_its_runs() -> None:
     assert row.wall_s_each == (3, 1, 2)
 
 
+def alone(**seconds: float) -> dict[str, Cost]:
+    """Floors of one thread each, in s/GiB."""
+    return {name: Cost(wall_s=each, cpu_s=each) for name, each in seconds.items()}
+
+
 def test_a_subject_is_limited_by_its_slowest_lane() -> None:
-    floors = {"md5": 1.6, "sha512": 1.8, "read": 0.1, "write": 0.4}
+    floors = alone(md5=1.6, sha512=1.8, read=0.1, write=0.4)
     trial = Trial(
         case="c",
         subject=OURS,
@@ -125,7 +163,7 @@ def test_a_subject_is_limited_by_its_slowest_lane() -> None:
 def test_far_from_every_floor_is_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     trial = Trial(case="c", subject=OURS, run=taking(), size_bytes=GIB, lanes={"copies": ("read",)})
-    assert limited_by(trial, 4.0, {"read": 1.0}).startswith("waiting and overhead; copies: at 25%")
+    assert limited_by(trial, 4.0, alone(read=1.0)).startswith("waiting and overhead; copies: at 25%")
 
 
 def test_together_the_lanes_are_limited_by_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,13 +171,40 @@ def test_together_the_lanes_are_limited_by_the_cpus(monkeypatch: pytest.MonkeyPa
     lanes = {"hashing": ("md5 and sha512, two threads",), "copies": ("write",)}
     trial = Trial(case="c", subject=OURS, run=taking(), size_bytes=GIB, lanes=lanes)
     # Two CPUs busy for 2 s with hashing, then one more second for the copies: 5 CPU seconds on 2 CPUs.
-    words = limited_by(trial, 2.5, {"md5 and sha512, two threads": 2.0, "write": 1.0})
-    assert words == "all 2 CPUs: at 100% of its floor of 0.40 GiB/s"
+    floors = {"md5 and sha512, two threads": Cost(wall_s=2.0, cpu_s=4.0), **alone(write=1.0)}
+    assert limited_by(trial, 2.5, floors) == "all 2 CPUs: at 100% of its floor of 0.40 GiB/s"
+
+
+def test_waiting_for_a_disk_keeps_no_cpu_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    trial = Trial(case="c", subject=OURS, run=taking(), size_bytes=GIB, lanes={"disk": ("write",)})
+    floors = {"write": Cost(wall_s=2.0, cpu_s=0.1)}
+    assert limited_by(trial, 2.0, floors) == "disk: at 100% of its floor of 0.50 GiB/s"
 
 
 def test_a_floor_that_was_not_measured_is_said_to_be_missing() -> None:
     trial = Trial(case="c", subject=OURS, run=taking(), size_bytes=GIB, lanes={"copies": ("read",)})
     assert limited_by(trial, 4.0, {}) == "not known: a floor was not measured"
+
+
+@pytest.mark.parametrize(("goal", "met"), [(0.7, True), (0.9, False)])
+def test_the_share_of_the_floor_is_that_of_each_round(
+    goal: float, met: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    lanes = {"one thread": ("md5",)}
+    plan = Plan(
+        trials=[
+            Trial(case="c", subject=OURS, run=taking(), size_bytes=2 * GIB, lanes=lanes),
+            Trial(case="md5", subject=FLOOR, run=taking(), size_bytes=GIB),
+        ]
+    )
+    # 2 GiB at 1 s/GiB take 2 s; in the second round the machine was slower, for both.
+    samples = {("c", OURS): [taking(2.5)(), taking(25)()], ("md5", FLOOR): [taking(1)(), taking(10)()]}
+    comparison = Comparison(kind="floor", subject=("c", OURS), goal=goal)
+    words, is_met = compare(comparison, samples, plan)
+    assert words.startswith("glissade reaches 0.80 of the floor of this run, one thread (c)")
+    assert is_met is met
 
 
 @pytest.mark.parametrize(("goal", "met"), [(1.9, True), (2.1, False)])
@@ -170,6 +235,48 @@ def test_memory_is_compared_with_its_goal() -> None:
     words, met = compare(Comparison(kind="memory", subject=("c", OURS), goal=256), samples)
     assert words == "glissade has at most 300 MiB in c (goal: at most 256 MiB): MISSED"
     assert not met
+
+
+@pytest.mark.parametrize(("goal", "met"), [(1.5, True), (1.1, False)])
+def test_cpu_time_is_held_against_a_bound_per_gib(goal: float, met: bool) -> None:
+    plan = Plan(trials=[Trial(case="c", subject=OURS, run=taking(), size_bytes=2 * GIB)])
+    samples = {("c", OURS): [taking(1.25)()]}  # 2.5 CPU seconds for 2 GiB.
+    words, is_met = compare(Comparison(kind="cpu_per_gib", subject=("c", OURS), goal=goal), samples, plan)
+    assert words.startswith(f"glissade takes 1.25 CPU s/GiB (c) (goal: at most {goal:g} CPU s/GiB)")
+    assert is_met is met
+
+
+def test_a_fact_is_the_worst_of_all_runs() -> None:
+    samples = {
+        ("c", OURS): [
+            Sample(wall_s=1, cpu_s=1, peak_rss_bytes=0, facts={"loop_lag_ms": lag}) for lag in (60.0, 2, 3)
+        ]
+    }
+    comparison = Comparison(kind="fact", fact="loop_lag_ms", unit="ms", subject=("c", OURS), goal=50)
+    assert compare(comparison, samples) == (
+        "glissade: loop lag 60 ms (c) (goal: at most 50 ms): MISSED",
+        False,
+    )
+
+
+def test_a_fact_that_nobody_told_is_no_figure() -> None:
+    comparison = Comparison(kind="fact", fact="loop_lag_ms", unit="ms", subject=("c", OURS))
+    with pytest.raises(BenchError, match="did not tell loop_lag_ms"):
+        compare(comparison, {("c", OURS): [taking(1)()]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("wall", "glissade takes 1.50 times the time of b, the best of the others (c)"),
+        ("cpu_share", "glissade takes 1.50 times the CPU time of b, the best of the others (c)"),
+        ("speed", "glissade is 0.67 times as fast as b, the best of the others (c)"),
+    ],
+)
+def test_the_best_of_the_others_is_the_one_to_compare_with(kind: Kind, words: str) -> None:
+    samples = {("c", OURS): [taking(3)()], ("c", "a"): [taking(4)()], ("c", "b"): [taking(2)()]}
+    comparison = Comparison(kind=kind, subject=("c", OURS), among=(("c", "a"), ("c", "b")))
+    assert compare(comparison, samples) == (words, True)
 
 
 def test_what_did_not_run_is_not_compared() -> None:

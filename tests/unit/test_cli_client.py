@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
 import tempfile
 import threading
@@ -34,6 +35,22 @@ if TYPE_CHECKING:
 
 EVENTS = f"/v1/jobs/{JOB_ID}/events"
 DATA = f"/v1/images/{IMAGE_ID}/data"
+
+
+def health(state: str, **uses: str | None) -> dict[str, Any]:
+    """How a store is: each use with why it does not work ("": it does; None: it is forbidden)."""
+    since = "2026-01-02T03:04:05Z"
+    answer: dict[str, Any] = {"state": state, "reason": "", "since": since, "checked_at": None}
+    for use, why_not in uses.items():
+        forbidden = why_not is None
+        answer[use] = {
+            "works": why_not == "",
+            "reason": "the configuration says so" if forbidden else why_not,
+            "since": None if forbidden else since,
+        }
+    return answer
+
+
 STORE = {
     "id": "fast",
     "type": "file",
@@ -41,7 +58,7 @@ STORE = {
     "weight": 0,
     "read_only": False,
     "default": True,
-    "health": {"state": "up", "reason": "", "since": "2026-01-02T03:04:05Z", "checked_at": None},
+    "health": health("up", read="", add="", delete=""),
     "capabilities": {},
     "free_bytes": 5 * 1024**3,
     "total_bytes": None,
@@ -458,16 +475,142 @@ class TestLists:
         daemon.on("GET", "/v1/stores", Reply(body={"stores": [STORE]}))
         assert main(["store", "list"]) == 0
         line = capsys.readouterr().out.splitlines()[1].split()
-        assert line[:5] == ["fast", "file", "up", "yes", "5.0"]
+        assert line[:8] == ["fast", "file", "up", "read", "add", "delete", "yes", "5.0"]
 
-    def test_store_check_fails_when_a_store_is_not_up(self, daemon: ApiDaemon) -> None:
-        down = {**STORE, "id": "slow", "health": {"state": "down", "reason": "no such directory"}}
-        read_only = {**STORE, "id": "web", "read_only": True, "health": {"state": "read_only", "reason": ""}}
-        daemon.on("GET", "/v1/stores", Reply(body={"stores": [STORE, down]}))
-        for store in (STORE, down, read_only):
-            daemon.on("POST", f"/v1/stores/{store['id']}/check", Reply(body=store))
+    def test_one_store(self, daemon: ApiDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+        full = {**STORE, "health": health("read_only", read="", add="fast: is full", delete="")}
+        daemon.on("GET", "/v1/stores/fast", Reply(body=full))
+        assert main(["store", "show", "fast"]) == 0
+        lines = [line.split(None, 3) for line in capsys.readouterr().out.splitlines()]
+        assert ["state", "read_only"] in lines
+        assert ["add", "no", "2026-01-02T03:04:05Z", "fast: is full"] in lines
+        assert main(["store", "show", "slow"]) == 5
+
+    def test_store_check_fails_when_a_store_cannot_do_what_it_should(self, daemon: ApiDaemon) -> None:
+        gone = "no such directory"
+        states = {
+            "fast": health("up", read="", add="", delete=""),
+            "slow": health("down", read=gone, add=gone, delete=gone),
+            "kept": health("up", read="", add="", delete="may not delete"),
+            "full": health("read_only", read="", add="is full", delete=""),
+            "web": health("up", read="", add=None, delete=None),
+        }
+        daemon.on("GET", "/v1/stores", Reply(body={"stores": [{"id": name} for name in states]}))
+        for name, state in states.items():
+            daemon.on("POST", f"/v1/stores/{name}/check", Reply(body={**STORE, "id": name, "health": state}))
         assert main(["store", "check"]) == 1
-        assert main(["store", "check", "fast", "web"]) == 0
+        assert {name: main(["store", "check", name]) for name in states} == {
+            "fast": 0,
+            "slow": 1,
+            "kept": 1,
+            "full": 1,
+            "web": 0,
+        }
+
+
+PLAN: dict[str, Any] = {
+    "kind": "move",
+    "image_id": IMAGE_ID,
+    "size_bytes": 3 * 1024**2,
+    "must_read": False,
+    "bytes_read": 0,
+    "bytes_through": 0,
+    "destinations": [
+        {
+            "store": "archive",
+            "method": "hard link",
+            "reason": "same mount",
+            "bytes_through": 0,
+            "read_back": False,
+            "verify": "same stored bytes",
+            "problem": None,
+        }
+    ],
+    "source": {"store": "fast", "after": "deleted", "reason": "once it is there", "problem": None},
+}
+DOWN = {"code": "store_unavailable", "message": "archive: is down: gone", "hint": "Wait.", "store": "archive"}
+
+
+class TestPlan:
+    def test_says_what_a_move_would_do_and_submits_nothing(
+        self, daemon: ApiDaemon, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        daemon.on("POST", "/v1/plans", Reply(body=PLAN))
+        assert main(["image", "move", IMAGE_ID, "--from", "fast", "--to", "archive", "--plan"]) == 0
+        (asked,) = daemon.sent("POST", "/v1/plans")
+        assert asked == {"kind": "move", "image_id": IMAGE_ID, "to_store": "archive", "from_store": "fast"}
+        assert daemon.sent("POST", "/v1/jobs") == []
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1].split("  ") == [
+            "archive",
+            "hard link",
+            "",
+            "",
+            "",
+            " 0 B",
+            "same stored bytes",
+            "same mount",
+        ]
+        assert "  size                3.0 MiB (3145728 bytes)" in lines
+        assert "  through the daemon  0 bytes" in lines
+        assert "  afterwards          fast: deleted, once it is there" in lines
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [["copy", IMAGE_ID, "--store", "archive"], ["import", "/srv/a.raw", "--store", "archive"]],
+    )
+    def test_other_jobs_can_be_planned_too(self, daemon: ApiDaemon, arguments: list[str]) -> None:
+        unknown = {**PLAN, "kind": arguments[0], "size_bytes": None, "bytes_through": None, "image_id": None}
+        daemon.on("POST", "/v1/plans", Reply(body=unknown))
+        assert main(["image", *arguments, "--plan"]) == 0
+        assert daemon.sent("POST", "/v1/plans")[0]["kind"] == arguments[0]
+
+    def test_as_json(self, daemon: ApiDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+        daemon.on("POST", "/v1/plans", Reply(body=PLAN))
+        assert main(["image", "move", IMAGE_ID, "--to", "archive", "--plan", "-f", "json"]) == 0
+        assert json.loads(capsys.readouterr().out) == PLAN
+
+    def test_what_would_not_work_is_said_and_is_the_exit_code(
+        self, daemon: ApiDaemon, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        bad = {**PLAN, "destinations": [{**PLAN["destinations"][0], "method": "none", "problem": DOWN}]}
+        daemon.on("POST", "/v1/plans", Reply(body=bad))
+        assert main(["image", "move", IMAGE_ID, "--to", "archive", "--plan"]) == 1
+        assert "glissade: archive: is down: gone (store_unavailable)\n  Wait.\n" in capsys.readouterr().err
+
+    def test_nothing_can_be_waited_for(self, daemon: ApiDaemon) -> None:
+        assert main(["image", "move", IMAGE_ID, "--to", "archive", "--plan", "--wait"]) == 2
+        assert daemon.requests == []
+
+
+class TestStoresThatAreDown:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["import", "/srv/a.raw", "--store", "archive"],
+            ["copy", IMAGE_ID, "--store", "archive"],
+            ["move", IMAGE_ID, "--to", "archive"],
+            ["delete", IMAGE_ID],
+        ],
+    )
+    def test_a_job_need_not_wait_for_them(
+        self, daemon: ApiDaemon, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        refusal = problem(503, "store_unavailable", "archive: is down: gone", store="archive", hint="Wait.")
+        daemon.on("POST", "/v1/jobs", refusal)
+        assert main(["image", *arguments, "--refuse-if-down"]) == 4
+        assert daemon.sent("POST", "/v1/jobs")[0]["wait_for_stores"] is False
+        assert "archive: is down: gone (store_unavailable)" in capsys.readouterr().err
+
+    def test_what_a_job_waits_for_is_shown(
+        self, daemon: ApiDaemon, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        waiting = {"store": "archive", "reason": "archive: is down: gone", "hint": "Add it again."}
+        daemon.on("GET", f"/v1/jobs/{JOB_ID}", Reply(body=job("queued", waiting_for=waiting)))
+        assert main(["job", "show", JOB_ID]) == 0
+        out = capsys.readouterr().out
+        assert re.search("^waits for +archive: is down: gone$", out, re.MULTILINE)
+        assert re.search("^what to do +Add it again.$", out, re.MULTILINE)
 
 
 class TestLimits:

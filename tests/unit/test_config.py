@@ -15,6 +15,7 @@ from control.config.units import format_mode, format_size, parse_mode, parse_siz
 from drivers.filesystem.config import Directory, FileConfig
 from drivers.http.config import HttpConfig
 from drivers.options import RetryOptions, StoreOptions
+from drivers.registry import STORE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -189,6 +190,7 @@ class TestDefaults:
             probe_interval_s=3.0,
             retry=RetryOptions(attempts=9, first_wait_s=0.5),
         )
+        assert settings.store_defaults == inherited
         assert settings.stores["plain"].options == inherited
         assert settings.stores["own"].options == dataclasses.replace(
             inherited, rate_limit=None, read_only=False, retry=RetryOptions(attempts=2, first_wait_s=0.5)
@@ -328,6 +330,7 @@ class TestSources:
 
 
 # Each: what is written, and exactly what is said about it.
+KNOWN_TYPES = ", ".join(f'"{name}"' for name in sorted(STORE_TYPES))
 MISTAKES = {
     "unknown section": ("[nod]\nx = 1", 'nod: unknown section; did you mean "node"?'),
     "unknown key": (
@@ -438,7 +441,7 @@ MISTAKES = {
     ),
     "store without type": (
         "[stores.a]\nweight = 1",
-        'stores.a.type: is missing; write type = one of "file", "http", "memory"',
+        f"stores.a.type: is missing; write type = one of {KNOWN_TYPES}",
     ),
     "unknown type": (
         '[stores.a]\ntype = "fil"',
@@ -446,11 +449,11 @@ MISTAKES = {
     ),
     "far type": (
         '[stores.a]\ntype = "zzz"',
-        'stores.a.type: "zzz" is no store type; known here: file, http, memory',
+        f'stores.a.type: "zzz" is no store type; known here: {", ".join(sorted(STORE_TYPES))}',
     ),
     "type is no text": (
         "[stores.a]\ntype = 1",
-        'stores.a.type: must be one of "file", "http", "memory", not 1',
+        f"stores.a.type: must be one of {KNOWN_TYPES}, not 1",
     ),
     "missing key": (
         '[stores.a]\ntype = "file"',
@@ -490,16 +493,16 @@ MISTAKES = {
         "stores.a.concurrency: must be between 1 and 1024, not 0",
     ),
     "key of another type": (
-        '[stores.a]\ntype = "memory"\nthin_provisioning = true',
+        '[stores.a]\ntype = "memory"\nmetadata_file = "/m"',
         (
-            "stores.a.thin_provisioning: unknown key; "
+            "stores.a.metadata_file: unknown key; "
             "it belongs to stores of type file, and this one is of type memory"
         ),
     ),
     "type's key as default": (
-        "[stores.defaults]\nthin_provisioning = true",
+        "[stores.defaults]\nmetadata_file = '/m'",
         (
-            "stores.defaults.thin_provisioning: cannot be a default: it belongs to stores of type file; "
+            "stores.defaults.metadata_file: cannot be a default: it belongs to stores of type file; "
             "write it in [stores.<id>]"
         ),
     ),

@@ -17,7 +17,10 @@ from drivers.filesystem.config import Directory, FileConfig
 from drivers.http.config import HttpConfig
 from drivers.memory import MemoryConfig
 from drivers.options import RetryOptions, StoreOptions
+from drivers.rbd.config import RbdConfig
 from drivers.registry import STORE_TYPES
+from drivers.s3.config import S3Config
+from drivers.swift.config import SwiftConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$")
@@ -34,6 +37,9 @@ TABLES: dict[type, tuple[str, int]] = {
     Directory: ("### Type `file`", 1),
     HttpConfig: ("### Type `http`", 0),
     MemoryConfig: ("### Type `memory`", 0),
+    S3Config: ("### Type `s3`", 0),
+    SwiftConfig: ("### Type `swift`", 0),
+    RbdConfig: ("### Type `rbd`", 0),
 }
 
 

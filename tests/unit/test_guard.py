@@ -353,6 +353,15 @@ async def test_the_systems_resolver_finds_this_machine() -> None:
         ("https://h.example/\x1b[31m", "https://h.example/\\x1b[31m"),
         ("https://h.example/#secret", "https://h.example/"),
         ("https://a@b:secret@h.example/", "https://***@h.example/"),
+        ("https://user:secreth.example/a", "https://***/a"),
+        ("https://user:se?cret@h.example/a", "https://***"),
+        ("https://[2001:db8::1]:8443/a?b", "https://[2001:db8::1]:8443/a"),
+        ("s3://key:sec?r/e#t@h.example:8080/bucket/a", "s3://***@h.example:8080/bucket/a"),
+        ("s3://key:secret/bucket/a", "s3://***/bucket/a"),
+        ("swift+https://a%3Ab:se/cret@h.example/v3/c/a", "swift+https://***@h.example/v3/c/a"),
+        ("key:secret://h.example/a", "h.example/a"),
+        ("file:///srv/images/a", "file:///srv/images/a"),
+        ("/srv/images/a", "/srv/images/a"),
     ],
 )
 def test_a_url_in_a_message_shows_no_secret(text: str, shown: str) -> None:

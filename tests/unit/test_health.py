@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from dataplane.errors import (
     TruncatedError,
     UnavailableError,
 )
-from drivers.health import HealthMonitor, HealthOptions, HealthState
+from drivers.health import HealthMonitor, HealthOptions, HealthState, Use
 from drivers.http.config import HttpConfig
 from drivers.http.driver import HttpSource
 from drivers.memory import MemoryConfig, MemoryDriver
@@ -214,13 +215,15 @@ class TestHanging:
     """A probe that never returns, as one of a dead NFS server: not even cancelling ends it."""
 
     async def test_delays_nobody_else(self, monitors: list[HealthMonitor], clock: Clock) -> None:
-        monitor = watch(monitors, clock, store("store", failing(None)), store("other"), probe_timeout_s=0.05)
+        monitor = watch(monitors, clock, store("store", failing(None)), store("other"), probe_timeout_s=0.5)
         checking = asyncio.create_task(monitor.probe_all())
-        await asyncio.sleep(0.01)
-        assert monitor.status("other").state is UP
+        async with asyncio.timeout(2):
+            while monitor.status("other").state is not UP:  # noqa: ASYNC110 - nothing tells of the change
+                await asyncio.sleep(0)
+        assert monitor.status("store").state is UNKNOWN
         await checking
         assert monitor.status("store").state is DOWN
-        assert "no answer to a probe within 0.05 s" in monitor.status("store").reason
+        assert "no answer to a probe within 0.5 s" in monitor.status("store").reason
 
     async def test_is_not_joined_by_a_second_one(self, monitors: list[HealthMonitor], clock: Clock) -> None:
         stubborn = _Stubborn()
@@ -332,27 +335,151 @@ class TestReports:
         assert monitor.status("store").state is UP
 
 
-class TestWaiting:
-    async def test_ends_when_the_store_is_back(self, monitors: list[HealthMonitor], clock: Clock) -> None:
-        monitor = watch(monitors, clock, store("store", failing(GONE, times=1)))
-        await monitor.probe_all()
-        waiting = asyncio.create_task(monitor.wait_until_up("store"))
-        await monitor.probe_all()
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        await monitor.probe_all()
-        await asyncio.wait_for(waiting, 2)
-        await monitor.wait_until_up("store")
+FULL = StoreFullError("store: pool full", store="store")
+DENIED = AccessDeniedError("store: may not write", store="store")
 
-    async def test_for_reading_ends_with_a_read_only_store(
+
+class _Writable(FaultyDriver):
+    """Its probe can be read, and says of writing what the test wants it to say."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryDriver("store", MemoryConfig(), StoreOptions()))
+        self.add_error: StoreError | None = None
+        self.delete_error: StoreError | None = None
+
+    async def probe(self) -> StoreSpace:
+        space = await super().probe()
+        return replace(space, free_bytes=7, add_error=self.add_error, delete_error=self.delete_error)
+
+
+class TestUses:
+    """Reading, adding and deleting are looked at separately."""
+
+    @pytest.fixture
+    def writable(self) -> _Writable:
+        return _Writable()
+
+    @pytest.fixture
+    async def monitor(
+        self, monitors: list[HealthMonitor], clock: Clock, writable: _Writable
+    ) -> HealthMonitor:
+        monitor = watch(monitors, clock, writable)
+        await monitor.probe_all()
+        return monitor
+
+    @pytest.mark.parametrize(
+        ("add_error", "delete_error", "state", "works"),
+        [
+            (None, None, UP, "read add delete"),
+            (FULL, None, READ_ONLY, "read delete"),
+            (DENIED, DENIED, READ_ONLY, "read"),
+            (None, DENIED, UP, "read add"),
+        ],
+    )
+    async def test_a_write_probe_that_fails_leaves_reading_on(
+        self,
+        monitor: HealthMonitor,
+        writable: _Writable,
+        add_error: StoreError | None,
+        delete_error: StoreError | None,
+        state: HealthState,
+        works: str,
+    ) -> None:
+        writable.add_error, writable.delete_error = add_error, delete_error
+        await monitor.probe_all()
+        health = monitor.status("store")
+        assert (health.state, health.free_bytes) == (state, 7)
+        assert [use for use in Use if health.works_for(use)] == works.split()
+        assert health.uses[Use.ADD].reason == str(add_error or "")
+        assert health.uses[Use.DELETE].reason == str(delete_error or "")
+        assert health.reason == str(add_error or delete_error or "")
+
+    async def test_each_comes_back_after_two_good_probes_of_its_own(
+        self, monitor: HealthMonitor, writable: _Writable, clock: Clock
+    ) -> None:
+        writable.add_error = writable.delete_error = DENIED
+        clock.elapsed_s = 10
+        await monitor.probe_all()
+        writable.delete_error = None
+        seen = []
+        for at in (20, 30, 40, 50):
+            clock.elapsed_s = at
+            writable.add_error = DENIED if at < 40 else None
+            await monitor.probe_all()
+            health = monitor.status("store")
+            seen.append((health.state, [use for use in Use if health.works_for(use)]))
+        read, add, delete = Use.READ, Use.ADD, Use.DELETE
+        assert seen == [
+            (READ_ONLY, [read]),
+            (READ_ONLY, [read, delete]),
+            (READ_ONLY, [read, delete]),
+            (UP, [read, add, delete]),
+        ]
+        health = monitor.status("store")
+        since = {use: (one.since - START).total_seconds() for use, one in health.uses.items()}
+        assert since == {read: 0, add: 50, delete: 30}
+        assert (health.since - START).total_seconds() == 50
+
+    async def test_the_third_time_out_of_the_write_probe_counts(
+        self, monitor: HealthMonitor, writable: _Writable
+    ) -> None:
+        writable.add_error = writable.delete_error = SLOW
+        states = []
+        for _ in range(3):
+            await monitor.probe_all()
+            states.append(monitor.status("store").state)
+        assert states == [UP, UP, READ_ONLY]
+
+    async def test_a_store_that_is_down_is_good_for_nothing(
         self, monitors: list[HealthMonitor], clock: Clock
     ) -> None:
-        full = StoreFullError("store: full", store="store")
-        monitor = watch(monitors, clock, store("store", failing(full)))
+        monitor = watch(monitors, clock, store("store", failing(GONE)))
         await monitor.probe_all()
-        await asyncio.wait_for(monitor.wait_until_up("store", for_writing=False), 2)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(monitor.wait_until_up("store"), 0.01)
+        health = monitor.status("store")
+        assert not any(health.works_for(use) for use in Use)
+        assert {one.reason for one in health.uses.values()} == {str(GONE)}
+
+    async def test_before_the_first_probe_nothing_has_to_wait(
+        self, monitors: list[HealthMonitor], clock: Clock
+    ) -> None:
+        health = watch(monitors, clock, store()).status("store")
+        assert all(health.works_for(use) for use in Use)
+        assert {one.works for one in health.uses.values()} == {None}
+
+    async def test_a_transfer_that_finds_it_read_only_says_nothing_about_reading(
+        self, monitors: list[HealthMonitor], clock: Clock
+    ) -> None:
+        monitor = watch(monitors, clock, store("store", failing(GONE)))
+        await monitor.probe_all()
+        for _ in range(3):
+            monitor.report_failure("store", ReadOnlyStoreError("store: remounted", store="store"))
+        assert monitor.status("store").state is DOWN
+
+    async def test_every_change_is_warned_of_once(
+        self, monitor: HealthMonitor, writable: _Writable, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "drivers.health")
+        for add_error, delete_error in ((FULL, None), (FULL, DENIED), (None, DENIED), (None, None)):
+            writable.add_error, writable.delete_error = add_error, delete_error
+            for _ in range(3):
+                await monitor.probe_all()
+        assert [(record.levelname, record.message) for record in caplog.records] == [
+            ("WARNING", "store: read_only (was up): store: pool full"),
+            ("WARNING", "store: images cannot be deleted: store: may not write"),
+            ("WARNING", "store: up (was read_only): store: may not write"),
+            ("INFO", "store: images can be deleted again"),
+        ]
+
+    async def test_the_next_look_comes_sooner_while_something_is_wrong(
+        self, monitor: HealthMonitor, writable: _Writable
+    ) -> None:
+        assert monitor.next_probe_in_s("store") == 30
+        writable.add_error = FULL
+        waits = []
+        for _ in range(3):
+            await monitor.probe_all()
+            waits.append(monitor.next_probe_in_s("store"))
+        assert waits == [5, 10, 20]
 
 
 class TestCheck:

@@ -11,7 +11,7 @@ import pytest
 
 from control.api import health
 from control.api.failures import known_codes, status_of
-from control.api.v1 import images, jobs, limits, stores
+from control.api.v1 import images, jobs, limits, plans, stores
 from dataplane.errors import GlissadeError
 
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
@@ -55,7 +55,9 @@ def test_a_code_means_one_thing_for_retries() -> None:
     assert {code for code, values in by_code.items() if len(values) > 1} == set()
 
 
-@pytest.mark.parametrize("part", [health, jobs, stores, limits, images], ids=lambda part: part.__name__)
+@pytest.mark.parametrize(
+    "part", [health, jobs, plans, stores, limits, images], ids=lambda part: part.__name__
+)
 def test_every_endpoint_is_described(part: object) -> None:
     for route in part.routes:  # type: ignore[attr-defined] # each has a route table
         path = route.path

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivers.location import InvalidLocationError, key_of_location, parse_location, same_place
+from drivers.location import (
+    InvalidLocationError,
+    key_of_location,
+    parse_location,
+    same_place,
+    shown_location,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +35,40 @@ from drivers.location import InvalidLocationError, key_of_location, parse_locati
             "https://h.example:8443/a",
             "https://h.example:8443/a",
         ),
+        ("s3://h.example/b/a-b", "s3", "h.example/b", "a-b", "s3://h.example/b/a-b"),
+        (
+            "s3+https://h.example:8443/p/b/a-b",
+            "s3",
+            "h.example:8443/p/b",
+            "a-b",
+            "s3+https://h.example:8443/p/b/a-b",
+        ),
+        ("s3+http://h.example/b/a-b", "s3", "h.example/b", "a-b", "s3+http://h.example/b/a-b"),
+        ("s3://AK:S/K@h.example/b/a-b", "s3", "h.example/b", "a-b", "s3://h.example/b/a-b"),
+        ("swift+config://ref1/c/a-b", "swift", "swift+config://ref1/c", "a-b", "swift+config://ref1/c/a-b"),
+        (
+            "swift+https://t%3Au:k@h.example/v3/c/a-b",
+            "swift",
+            "swift+https://h.example/v3/c",
+            "a-b",
+            "swift+https://h.example/v3/c/a-b",
+        ),
+        (
+            "swift://t%3Au:k@h.example:5000/v3/c/a-b",
+            "swift",
+            "swift+https://h.example:5000/v3/c",
+            "a-b",
+            "swift+https://h.example:5000/v3/c/a-b",
+        ),
+        (
+            "swift+http://h.example/v1/AUTH_t/c_a-b/a-b",
+            "swift",
+            "swift+http://h.example/v1",
+            "AUTH_t/c_a-b/a-b",
+            "swift+http://h.example/v1/AUTH_t/c_a-b/a-b",
+        ),
+        ("rbd://f-s/p%20l/a-b/snap", "rbd", "f-s/p l", "a-b", "rbd://f-s/p%20l/a-b/snap"),
+        ("rbd://a-b", "rbd", "", "a-b@", "rbd://a-b"),
         ("HTTPS://H.Example:443", "http", "h.example", "https://h.example/", "HTTPS://H.Example:443"),
     ],
 )
@@ -66,8 +106,30 @@ def test_a_location_is_taken_apart(url: str, store_type: str, path: str, key: st
         "http://user:secret@h.example/a",
         "http://127.1/",
         "https://",
-        "s3://secret:secret@h.example/bucket/key",
-        "swift+config://ref/container/object",
+        "s3://",
+        "s3://h.example/key",
+        "s3://h.example//key",
+        "s3://secret:secret@h.example/key",
+        "s3://secret:secret@/bucket/key",
+        "s3://secret:se/cret/@h.example:80/key",
+        "s3://secret:secreth.example/bucket/key",
+        "s3://h.example/s3://h.example/bucket/key",
+        "s4://secret:secret@h.example/bucket/key",
+        "swift+https://secret:secret@/container/object",
+        "swift+https://secret:se/cret@h.example/container",
+        "swift+https://secret:secret%40h.example/v3/container/object",
+        "swift+https://h.example/object",
+        "swift+config://ref/object",
+        "swift+config://ref/more/container/object",
+        "rbd://",
+        "rbd://fsid/pool/image",
+        "rbd://fsid/pool/image/snap/more",
+        "rbd://fsid//image/snap",
+        "rbd://%FF",
+        "rbd://\ud800",
+        "cinder://6f6a2b1e-0d0e-4a6c-9a55-0f4b8f1c2d3e",
+        "cinder://store/6f6a2b1e-0d0e-4a6c-9a55-0f4b8f1c2d3e",
+        "vsphere://user:secret@h.example/folder/openstack_glance/image?dsName=ds1&dcPath=dc1",
         "http",
     ],
 )
@@ -75,6 +137,7 @@ def test_what_cannot_be_understood_is_refused_without_its_secrets(url: str) -> N
     with pytest.raises(InvalidLocationError) as caught:
         parse_location(url)
     assert "secret" not in str(caught.value)
+    assert "cret@" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +156,28 @@ def test_what_cannot_be_understood_is_refused_without_its_secrets(url: str) -> N
 )
 def test_locations_are_compared_by_what_they_mean(one: str, other: str, same: bool) -> None:
     assert same_place(one, other) is same
+
+
+@pytest.mark.parametrize("url", ["cinder://store/volume", "vsphere://h.example/folder/a?dsName=b"])
+def test_what_has_no_driver_is_refused_by_its_name(url: str) -> None:
+    with pytest.raises(InvalidLocationError, match=r"cannot be read here\. Have Glance copy the image"):
+        parse_location(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("s3://AK:S/K@h.example/b/a-b", "s3://h.example/b/a-b"),
+        ("swift+https://t%3Au:k@h.example/v3/c/a-b", "swift+https://h.example/v3/c/a-b"),
+        ("https://h.example/a?signature=secret", "https://h.example/a"),
+        ("file:///srv/images/a@b", "file:///srv/images/a@b"),
+        ("rbd://f-s/pool/a-b/snap", "rbd://f-s/pool/a-b/snap"),
+        ("cinder://store/volume", "cinder://store/volume"),
+        ("s4://AK:SK@h.example/b/a-b", "s4://***@h.example/b/a-b"),
+    ],
+)
+def test_a_location_is_shown_without_its_credentials(url: str, shown: str) -> None:
+    assert shown_location(url) == shown
 
 
 def test_a_location_prints_without_its_query() -> None:

@@ -1,0 +1,600 @@
+"""What only a real Ceph cluster can show of the `rbd` store: its layout, its faults, who else is there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dataplane.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    NotFoundError,
+    ObjectInUseError,
+    StalledError,
+    StoreError,
+    StoreFullError,
+    UnavailableError,
+)
+from dataplane.store import KIB, MIB, Driver, Intent, OffloadOptions, ReadOptions, WriteMark, WriteOptions
+from drivers.location import parse_location
+from drivers.options import RetryOptions, StoreOptions
+from drivers.rbd.config import RbdConfig
+from drivers.registry import build_store
+from tests.conformance.images import chunk_buffer, drain, feed, image, read_image, write_image
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+    from pathlib import Path
+
+    from drivers.rbd.driver import RbdDriver
+    from drivers.rbd.image import Image
+    from tests.services.ceph import Ceph
+
+pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(240)]
+
+KEY = "7d5a0f5e-0000-4000-8000-00000000000a"
+OTHER_KEY = "7d5a0f5e-0000-4000-8000-00000000000b"
+DATA = image(10 * MIB + 17)
+NOTHING: Mapping[str, Any] = {}
+
+PATIENT = StoreOptions(stall_timeout_s=30.0)
+HASTY = StoreOptions(connect_timeout_s=2.0, stall_timeout_s=4.0, retry=RetryOptions(attempts=1))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(ceph: Ceph) -> Iterator[None]:
+    from tests.services.plain_rbd import emptied_pools
+
+    with emptied_pools(ceph):
+        pass
+    yield
+    with emptied_pools(ceph):
+        pass
+
+
+@asynccontextmanager
+async def store(
+    ceph: Ceph, options: StoreOptions = PATIENT, *, pool: int = 0, config: Mapping[str, Any] = NOTHING
+) -> AsyncIterator[RbdDriver]:
+    """The bare driver."""
+    from drivers.rbd.driver import RbdDriver
+
+    settings = RbdConfig(pool=ceph.pools[pool], user=ceph.user, conf_file=str(ceph.conf))
+    driver = RbdDriver("rbd", replace(settings, **config), options)
+    try:
+        yield driver
+    finally:
+        await driver.aclose()
+
+
+@asynccontextmanager
+async def whole_store(ceph: Ceph, options: StoreOptions) -> AsyncIterator[Driver]:
+    """The driver in all its wrappers, as the daemon has it."""
+    config = RbdConfig(pool=ceph.pools[0], user=ceph.user, conf_file=str(ceph.conf))
+    built = build_store("rbd", "rbd", config, options)
+    assert isinstance(built, Driver)
+    try:
+        yield built
+    finally:
+        await built.aclose()
+
+
+def rbd_json(ceph: Ceph, *arguments: str) -> Any:
+    return json.loads(ceph.rbd(*arguments, "--format", "json"))
+
+
+def listed(ceph: Ceph, pool: int = 0) -> set[str]:
+    return set(rbd_json(ceph, "ls", ceph.pools[pool]))
+
+
+def objects(ceph: Ceph, pool: int = 0) -> set[str]:
+    """Every object of the pool's images; what is left is what the pool keeps for itself."""
+    command = ["rados", "--conf", str(ceph.conf), "-p", ceph.pools[pool], "ls"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    own = ("rbd_directory", "rbd_info", "rbd_children", "rbd_trash", "rbd_task")
+    return {name for name in found if name not in own}
+
+
+@contextmanager
+def opened(ceph: Ceph, name: str, **how: Any) -> Iterator[Image]:
+    """An image as another client has it."""
+    from drivers.rbd.cluster import Cluster
+    from drivers.rbd.image import Image
+
+    cluster = Cluster(conf_file=str(ceph.conf), user="admin", settings={})
+    pool = cluster.pool(ceph.pools[0])
+    found = Image(pool, name, **how)
+    try:
+        yield found
+    finally:
+        found.close()
+        pool.close()
+        cluster.close()
+
+
+# What is written
+
+
+async def test_an_image_is_laid_out_as_glance_does(ceph: Ceph, tmp_path: Path) -> None:
+    async with store(ceph) as driver:
+        made = await write_image(driver, KEY, DATA, size_bytes=len(DATA), attempt="one")
+    spec = f"{ceph.pools[0]}/{KEY}"
+    info = rbd_json(ceph, "info", spec)
+    assert (info["format"], info["order"], info["size"]) == (2, 23, len(DATA))
+    assert set(info["features"]) == {
+        "layering",
+        "exclusive-lock",
+        "object-map",
+        "fast-diff",
+        "deep-flatten",
+    }
+    (snapshot,) = rbd_json(ceph, "snap", "ls", spec)
+    assert (snapshot["name"], snapshot["protected"], snapshot["size"]) == ("snap", "true", len(DATA))
+    assert made.identity == f"{info['id']}:{snapshot['id']}"
+    assert made.location == f"rbd://{ceph.fsid}/{ceph.pools[0]}/{KEY}/snap"
+    assert parse_location(made.location).key == KEY
+    ceph.rbd("export", f"{spec}@snap", str(tmp_path / "exported"))
+    assert (tmp_path / "exported").read_bytes() == DATA
+    assert listed(ceph) == {KEY}
+    ids = {name for name in objects(ceph) if name.startswith("rbd_id.")}
+    assert ids == {f"rbd_id.{KEY}"}, "the attempt's name is gone"
+
+
+async def test_an_image_of_unknown_size_is_cut_to_what_came(ceph: Ceph) -> None:
+    data = image(40 * MIB + 1)
+    async with store(ceph) as driver:
+        await write_image(driver, KEY, data, chunk_bytes=4 * MIB)
+        assert (await read_image(driver, KEY)).data == data
+    assert rbd_json(ceph, "info", f"{ceph.pools[0]}/{KEY}")["size"] == len(data)
+
+
+@pytest.mark.parametrize("thin", [True, False])
+async def test_zeroes_are_stored_only_when_they_have_to_be(ceph: Ceph, thin: bool) -> None:
+    zeroes = chunk_buffer(4 * MIB)
+    async with store(ceph, config={"thin_provisioning": thin, "chunk_bytes": 4 * MIB}) as driver:
+        async with driver.open_write(KEY, WriteOptions(size_bytes=16 * MIB)) as session:
+            await session.write(zeroes, is_hole=True)
+            await session.write(memoryview(image(4 * MIB)))
+            await session.write(zeroes)
+            await session.write(zeroes, is_hole=True)
+            await session.commit()
+        stored = {name for name in objects(ceph) if name.startswith("rbd_data.")}
+        assert len(stored) == (1 if thin else 4)
+        read = await read_image(driver, KEY, chunk_bytes=4 * MIB)
+    assert read.data == bytes(4 * MIB) + image(4 * MIB) + bytes(8 * MIB)
+    assert read.hole_bytes == 12 * MIB
+
+
+async def test_several_writes_are_under_way_at_once(ceph: Ceph) -> None:
+    data = image(32 * MIB)
+    async with store(ceph) as driver:
+        async with driver.open_write(KEY, WriteOptions(size_bytes=len(data))) as session:
+            pieces = [memoryview(data)[at : at + 4 * MIB] for at in range(0, len(data), 4 * MIB)]
+            assert len(pieces) <= driver.capabilities.write_depth
+            async with asyncio.TaskGroup() as group:
+                for piece in pieces:
+                    group.create_task(session.write(piece))
+            await session.commit()
+        assert (await read_image(driver, KEY, chunk_bytes=MIB)).data == data
+
+
+# What Glance or an operator has made
+
+
+async def test_an_image_without_its_snapshot_is_not_there_and_not_overwritten(ceph: Ceph) -> None:
+    """An upload that somebody else has not finished."""
+    ceph.rbd("create", "--size", "1", f"{ceph.pools[0]}/{KEY}")
+    async with store(ceph) as driver:
+        with pytest.raises(NotFoundError, match="snap"):
+            await driver.stat(KEY)
+        with pytest.raises(AlreadyExistsError):
+            await write_image(driver, KEY, b"data")
+        assert not await driver.clear_attempt(KEY, "one", keep_object=False)
+        assert listed(ceph) == {KEY}
+
+
+async def test_the_short_location_reads_the_image_itself(ceph: Ceph, tmp_path: Path) -> None:
+    (tmp_path / "raw").write_bytes(DATA)
+    ceph.rbd("import", str(tmp_path / "raw"), f"{ceph.pools[0]}/{KEY}")
+    key = parse_location(f"rbd://{KEY}").key
+    async with store(ceph) as driver:
+        found = await driver.stat(key)
+        assert found.location == f"rbd://{KEY}"
+        assert (await read_image(driver, key, ReadOptions(identity=found.identity))).data == DATA
+        await driver.delete(key, identity=found.identity)
+    assert listed(ceph) == set()
+
+
+async def test_an_image_with_clones_of_format_1_stays(ceph: Ceph) -> None:
+    async with store(ceph) as driver:
+        made = await write_image(driver, KEY, DATA)
+        spec = f"{ceph.pools[0]}/{KEY}@snap"
+        ceph.rbd("clone", "--rbd-default-clone-format", "1", spec, f"{ceph.pools[1]}/volume")
+        with pytest.raises(ObjectInUseError, match="clones"):
+            await driver.delete(KEY, identity=made.identity)
+        assert await driver.stat(KEY) == made
+        ceph.rbd("rm", f"{ceph.pools[1]}/volume")
+        await driver.delete(KEY, identity=made.identity)
+
+
+async def test_an_image_with_clones_of_format_2_goes_to_the_trash(ceph: Ceph) -> None:
+    volume = f"{ceph.pools[1]}/volume"
+    async with store(ceph) as driver:
+        await write_image(driver, KEY, DATA)
+        spec = f"{ceph.pools[0]}/{KEY}@snap"
+        ceph.rbd("clone", "--rbd-default-clone-format", "2", spec, volume)
+        await driver.delete(KEY)
+        with pytest.raises(NotFoundError):
+            await driver.stat(KEY)
+        (trashed,) = rbd_json(ceph, "trash", "ls", ceph.pools[0])
+        assert trashed["name"] == KEY
+        await write_image(driver, KEY, DATA)  # The name is free again.
+    ceph.rbd("flatten", volume)
+    ceph.rbd("rm", volume)
+    ceph.rbd("trash", "rm", f"{ceph.pools[0]}/{trashed['id']}")
+
+
+async def test_an_image_that_somebody_writes_to_is_not_deleted(ceph: Ceph) -> None:
+    async with store(ceph) as driver:
+        made = await write_image(driver, KEY, DATA)
+        with opened(ceph, KEY, writable=True), pytest.raises(ObjectInUseError, match="open for writing"):
+            await driver.delete(KEY)
+        assert await driver.stat(KEY) == made
+        await driver.delete(KEY)
+
+
+async def test_a_snapshot_of_somebody_else_keeps_the_image(ceph: Ceph) -> None:
+    async with store(ceph) as driver:
+        made = await write_image(driver, KEY, DATA)
+        ceph.rbd("snap", "create", f"{ceph.pools[0]}/{KEY}@mine")
+        with pytest.raises(ObjectInUseError, match="mine"):
+            await driver.delete(KEY)
+        assert await driver.stat(KEY) == made
+
+
+async def test_a_deletion_that_was_cut_off_is_finished(ceph: Ceph) -> None:
+    async with store(ceph) as driver:
+        made = await write_image(driver, KEY, DATA)
+        spec = f"{ceph.pools[0]}/{KEY}@snap"
+        ceph.rbd("snap", "unprotect", spec)
+        ceph.rbd("snap", "rm", spec)
+        await driver.delete(KEY, identity=made.identity)
+    assert objects(ceph) == set()
+
+
+# Attempts
+
+
+@pytest.mark.parametrize("keep_object", [True, False])
+async def test_publishing_that_was_cut_off_is_finished_by_clearing(ceph: Ceph, keep_object: bool) -> None:
+    """Killed between the object's new name and the end of the old one: both stand for the image."""
+    from drivers.rbd import image as images
+
+    def killed(*_: object) -> None:
+        raise ConnectionAbortedError("killed here")
+
+    async with store(ceph) as driver:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ConnectionAbortedError):  # noqa: PT012
+            async with driver.open_write(KEY, WriteOptions(size_bytes=len(DATA), attempt="one")) as session:
+                await feed(session, DATA)
+                patch.setattr(images, "finish_publishing", killed)
+                patch.setattr("drivers.rbd.attempt.AttemptImage._undo", lambda _: None)
+                await session.commit()
+        ids = {name for name in objects(ceph) if name.startswith("rbd_id.")}
+        assert len(ids) == 2
+        assert await driver.clear_attempt(KEY, "one", keep_object=keep_object)
+        if keep_object:
+            assert listed(ceph) == {KEY}
+            assert {name for name in objects(ceph) if name.startswith("rbd_id.")} == {f"rbd_id.{KEY}"}
+            assert (await read_image(driver, KEY)).data == DATA
+            await driver.delete(KEY)
+        assert objects(ceph) == set()
+
+
+async def test_what_a_killed_writer_left_is_gone_on_with_or_cleared(ceph: Ceph) -> None:
+    """Its images count as used for 30 s more: both wait for that."""
+    writer = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _WRITER,
+        str(ceph.conf),
+        ceph.user,
+        ceph.pools[0],
+        KEY,
+        OTHER_KEY,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert writer.stdout is not None
+    try:
+        told = json.loads(await asyncio.wait_for(writer.stdout.readline(), 60))
+    finally:
+        os.kill(writer.pid, signal.SIGKILL)
+        await writer.wait()
+    assert len(listed(ceph)) == 2
+    mark = WriteMark(size_bytes=told["size_bytes"], state=told["state"])
+    assert mark.size_bytes == 8 * MIB
+    async with store(ceph) as driver:
+        data = bytes(8 * MIB) + image(MIB)
+        async with asyncio.TaskGroup() as group:
+            clearing = group.create_task(driver.clear_attempt(OTHER_KEY, "two", keep_object=False))
+            options = WriteOptions(size_bytes=len(data), attempt="three", resume=mark)
+            async with driver.open_write(KEY, options) as session:
+                await feed(session, data[mark.size_bytes :])
+                await session.commit()
+        assert not clearing.result()
+        assert (await read_image(driver, KEY, chunk_bytes=MIB)).data == data
+        assert listed(ceph) == {KEY}
+
+
+_WRITER = """
+import asyncio, json, sys
+from dataplane.store import MIB, WriteOptions
+from drivers.options import StoreOptions
+from drivers.rbd.config import RbdConfig
+from drivers.rbd.driver import RbdDriver
+
+async def main(conf, user, pool, key, other_key):
+    config = RbdConfig(pool=pool, user=user, conf_file=conf, thin_provisioning=False)
+    driver = RbdDriver("rbd", config, StoreOptions())
+    one, two = (
+        driver.open_write(key, WriteOptions(size_bytes=9 * MIB, attempt=attempt))
+        for key, attempt in ((key, "one"), (other_key, "two"))
+    )
+    async with one as first, two as second:
+        for _ in range(8):
+            await first.write(memoryview(bytes(MIB)))
+            await second.write(memoryview(bytes(MIB)))
+        mark = await first.checkpoint()
+        print(json.dumps({"size_bytes": mark.size_bytes, "state": dict(mark.state)}), flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_an_attempt_that_another_process_still_writes_is_never_published(ceph: Ceph) -> None:
+    """The late worker's image is taken from it: its commit fails, whatever it does afterwards."""
+    from drivers.rbd.image import image_id
+
+    async with store(ceph) as late, store(ceph) as judge:
+        async with late.open_write(KEY, WriteOptions(size_bytes=len(DATA), attempt="one")) as session:
+            await feed(session, DATA)
+            clearing = asyncio.create_task(judge.clear_attempt(KEY, "one", keep_object=False))
+            with judge._connection.used() as pool:
+                name = session._attempt.name
+                while await asyncio.to_thread(image_id, pool, name) is not None:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            with pytest.raises(StoreError, match="cleared away"):
+                await session.commit()
+        assert not await clearing
+    assert objects(ceph) == set()
+
+
+# Offloads
+
+
+async def test_a_copy_by_clone_is_there_at_once_where_clones_free_their_source(ceph: Ceph) -> None:
+    ceph.ceph("osd", "set-require-min-compat-client", "mimic")
+    async with store(ceph) as driver, store(ceph, pool=1) as partner:
+        data = image(64 * MIB)
+        info = await write_image(partner, KEY, data, size_bytes=len(data), chunk_bytes=4 * MIB)
+        copy_from = driver.capabilities.copy_from
+        assert copy_from is not None
+        done = await copy_from(partner, info, KEY, OffloadOptions(intent=Intent.COPY, attempt="one"))
+        assert done.offer.method == "rbd clone"
+        await partner.delete(KEY)
+        assert (await read_image(driver, KEY, chunk_bytes=4 * MIB)).data == data
+        end = time.monotonic() + 60
+        while "parent" in rbd_json(ceph, "info", f"{ceph.pools[0]}/{KEY}"):
+            assert time.monotonic() < end, "the manager makes it independent"
+            await asyncio.sleep(0.2)
+        assert (await read_image(driver, KEY, chunk_bytes=4 * MIB)).data == data
+        for trashed in rbd_json(ceph, "trash", "ls", ceph.pools[1]):
+            ceph.rbd("trash", "rm", f"{ceph.pools[1]}/{trashed['id']}")
+
+
+async def test_a_moved_image_depends_on_nothing(ceph: Ceph) -> None:
+    async with store(ceph, config={"chunk_bytes": 64 * KIB}) as driver, store(ceph, pool=1) as partner:
+        info = await write_image(partner, KEY, DATA)
+        copy_from = driver.capabilities.copy_from
+        assert copy_from is not None
+        await copy_from(partner, info, KEY, OffloadOptions(intent=Intent.MOVE))
+        found = rbd_json(ceph, "info", f"{ceph.pools[0]}/{KEY}")
+        assert "parent" not in found
+        assert found["order"] == 23, "a clone's objects are not smaller than its source's"
+        await partner.delete(KEY)
+        assert objects(ceph, 1) == set()
+        assert (await read_image(driver, KEY)).data == DATA
+
+
+# Faults
+
+
+async def test_an_osd_that_stops_in_mid_transfer_is_a_typed_error_and_passes(ceph: Ceph) -> None:
+    async with whole_store(ceph, HASTY) as driver:
+        await write_image(driver, OTHER_KEY, DATA)
+        begun = time.monotonic()
+        try:
+            with pytest.raises(UnavailableError):  # noqa: PT012
+                async with driver.open_write(
+                    KEY, WriteOptions(size_bytes=len(DATA), attempt="one")
+                ) as session:
+                    await feed(session, DATA[:MIB])
+                    ceph.stop_osd()
+                    begun = time.monotonic()
+                    await feed(session, DATA[MIB:])
+            assert time.monotonic() - begun < 2 * HASTY.stall_timeout_s + 5
+            with pytest.raises(UnavailableError):
+                await read_image(driver, OTHER_KEY)
+            with pytest.raises(UnavailableError):
+                await driver.probe()
+        finally:
+            ceph.start_osd()
+        await _until_usable(driver)
+        assert not await driver.clear_attempt(KEY, "one", keep_object=False)
+        assert (await read_image(driver, OTHER_KEY)).data == DATA
+        await write_image(driver, KEY, DATA)
+    assert listed(ceph) == {KEY, OTHER_KEY}
+
+
+async def _until_usable(driver: Driver) -> None:
+    """Connecting anew takes its time; nothing has to be restarted."""
+    end = time.monotonic() + 30
+    while True:
+        try:
+            space = await driver.probe()
+        except UnavailableError:
+            assert time.monotonic() < end
+        else:
+            assert space.add_error is None
+            return
+
+
+async def test_a_transfer_is_cancelled_while_the_osd_hangs(ceph: Ceph) -> None:
+    async with whole_store(ceph, StoreOptions(stall_timeout_s=20.0)) as driver:
+        ready = asyncio.Event()
+
+        async def write() -> None:
+            async with driver.open_write(KEY, WriteOptions(size_bytes=len(DATA), attempt="one")) as session:
+                await feed(session, DATA[:MIB])
+                ceph.freeze_osd()
+                ready.set()
+                await feed(session, DATA[MIB:])
+
+        try:
+            task = asyncio.create_task(write())
+            await ready.wait()
+            await asyncio.sleep(0.5)
+            begun = time.monotonic()
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            assert time.monotonic() - begun < 5.5
+        finally:
+            ceph.thaw_osd()
+        assert not await driver.clear_attempt(KEY, "one", keep_object=False)
+    assert listed(ceph) == set()
+
+
+async def test_a_reader_is_cancelled_while_the_osd_hangs(ceph: Ceph) -> None:
+    data = image(48 * MIB)
+    async with store(ceph, StoreOptions(stall_timeout_s=20.0)) as driver:
+        await write_image(driver, KEY, data, chunk_bytes=4 * MIB)
+        try:
+            begun = time.monotonic()
+            async with driver.open_read(KEY) as stream:
+                await stream.read_into(chunk_buffer(4 * MIB))
+                ceph.freeze_osd()
+                begun = time.monotonic()
+                reading = asyncio.create_task(drain(stream, chunk_bytes=4 * MIB))
+                await asyncio.sleep(0.5)
+                reading.cancel()
+                await asyncio.wait([reading])
+                assert time.monotonic() - begun < 2
+                ceph.thaw_osd()
+        finally:
+            ceph.thaw_osd()
+        assert (await read_image(driver, KEY, chunk_bytes=MIB)).data == data
+
+
+async def test_a_full_pool_refuses_images_and_still_lets_them_be_deleted(ceph: Ceph) -> None:
+    pool = ceph.pools[0]
+    async with store(ceph, StoreOptions(stall_timeout_s=10.0)) as driver:
+        await write_image(driver, OTHER_KEY, DATA)
+        ceph.ceph("osd", "pool", "set-quota", pool, "max_bytes", str(MIB))
+        try:
+            await _until_full(ceph)
+            space = await driver.probe()
+            assert isinstance(space.add_error, StoreFullError)
+            assert space.delete_error is None
+            assert space.free_bytes == 0
+            with pytest.raises(StoreFullError, match="quota"):
+                await write_image(driver, KEY, DATA)
+            assert (await read_image(driver, OTHER_KEY)).data == DATA
+            await driver.delete(OTHER_KEY)
+        finally:
+            ceph.ceph("osd", "pool", "set-quota", pool, "max_bytes", "0")
+        await _until_full(ceph, full=False)
+        assert (await driver.probe()).add_error is None
+
+
+async def test_a_pool_that_becomes_full_in_mid_transfer_says_so(ceph: Ceph) -> None:
+    pool = ceph.pools[0]
+    async with store(ceph, StoreOptions(stall_timeout_s=10.0)) as driver:
+        await write_image(driver, OTHER_KEY, DATA)
+        try:
+            with pytest.raises(StoreFullError):  # noqa: PT012
+                async with driver.open_write(
+                    KEY, WriteOptions(size_bytes=len(DATA), attempt="one")
+                ) as session:
+                    await feed(session, DATA[: 64 * KIB])
+                    ceph.ceph("osd", "pool", "set-quota", pool, "max_bytes", str(MIB))
+                    await _until_full(ceph)
+                    await feed(session, DATA[64 * KIB :])
+                    await session.commit()
+        finally:
+            ceph.ceph("osd", "pool", "set-quota", pool, "max_bytes", "0")
+        await _until_full(ceph, full=False)
+        await driver.clear_attempt(KEY, "one", keep_object=False)
+        assert listed(ceph) == {OTHER_KEY}
+
+
+async def _until_full(ceph: Ceph, *, full: bool = True) -> None:
+    end = time.monotonic() + 60
+    while True:
+        pools = await asyncio.to_thread(ceph.ceph, "osd", "pool", "ls", "detail")
+        flags = next(pool["flags_names"] for pool in pools if pool["pool_name"] == ceph.pools[0])
+        if ("full" in flags) == full:
+            return
+        assert time.monotonic() < end, f"the pool's flags are {flags}"
+        await asyncio.sleep(0.3)
+
+
+async def test_a_client_that_was_shut_out_connects_anew(ceph: Ceph) -> None:
+    async with store(ceph, HASTY) as driver:
+        await write_image(driver, OTHER_KEY, DATA)
+        async with driver.open_write(KEY, WriteOptions(size_bytes=MIB)) as session:
+            (address,) = session._attempt.image.watchers()
+        ceph.ceph("osd", "blocklist", "add", address, "120")
+        end = time.monotonic() + 60
+        found = None
+        while found is None:
+            try:
+                await driver.probe()
+                found = await read_image(driver, OTHER_KEY)
+            except UnavailableError:
+                assert time.monotonic() < end
+        assert found.data == DATA
+        await write_image(driver, KEY, DATA)
+
+
+async def test_what_keeps_a_store_from_connecting_is_said(ceph: Ceph, tmp_path: Path) -> None:
+    async with store(ceph, HASTY, config={"user": "stranger"}) as driver:
+        with pytest.raises(AccessDeniedError, match=r"client\.stranger"):
+            await driver.probe()
+    async with store(ceph, HASTY, config={"conf_file": str(tmp_path / "missing.conf")}) as driver:
+        with pytest.raises(AccessDeniedError, match=r"missing\.conf"):
+            await driver.stat(KEY)
+    async with store(ceph, HASTY, config={"pool": "no-such-pool", "user": "admin"}) as driver:
+        with pytest.raises(UnavailableError, match="no-such-pool"):
+            await driver.probe()
+    dead = tmp_path / "dead.conf"
+    dead.write_text(
+        "[global]\nfsid = 00000000-0000-4000-8000-000000000000\nmon host = 127.0.0.1:1\n"
+        f"keyring = {ceph.conf.parent}/$name.keyring\n"
+    )
+    async with store(ceph, HASTY, config={"conf_file": str(dead)}) as driver:
+        begun = time.monotonic()
+        with pytest.raises(StalledError):
+            await driver.probe()
+        assert time.monotonic() - begun < 15
