@@ -74,8 +74,9 @@ def _swift(call: dict[str, Any]) -> None:
     )
     segments = sorted((each for each in listed if each["bytes"]), key=lambda each: each["name"])
     size = int(swiftclient.head_object(url, token, server["container"], key)["content-length"])
-    if sum(each["bytes"] for each in segments) != size:
+    if segments and sum(each["bytes"] for each in segments) != size:
         raise SystemExit(f"the segments of {key} were not found")
+    names = [each["name"] for each in segments] or [key]  # A small image is one object.
     manifest = [
         {"path": f"/{to}/{each['name']}", "etag": each["hash"], "size_bytes": each["bytes"]}
         for each in segments
@@ -84,22 +85,23 @@ def _swift(call: dict[str, Any]) -> None:
         list(threads.map(lambda _: connection(), range(AT_ONCE)))
         gate()
         with Window(call["server_pids"]) as window:
-            list(threads.map(copy, [each["name"] for each in segments]))
-            swiftclient.put_object(
-                url,
-                token,
-                to,
-                key,
-                contents=json.dumps(manifest),
-                query_string="multipart-manifest=put",
-                http_conn=connection(),
-            )
+            list(threads.map(copy, names))
+            if segments:
+                swiftclient.put_object(
+                    url,
+                    token,
+                    to,
+                    key,
+                    contents=json.dumps(manifest),
+                    query_string="multipart-manifest=put",
+                    http_conn=connection(),
+                )
     copied = int(swiftclient.head_object(url, token, to, key)["content-length"])
-    for name in (key, *(each["name"] for each in segments)):
+    for name in dict.fromkeys((key, *names)):
         swiftclient.delete_object(url, token, to, name)
     if copied != size:
         raise SystemExit(f"the copy has {copied} bytes instead of {size}")
-    window.tell(requests=len(segments) + 1)
+    window.tell(requests=len(names) + bool(segments))
 
 
 if __name__ == "__main__":

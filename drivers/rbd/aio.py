@@ -98,7 +98,9 @@ class ImageIo:
             os.eventfd_read(self._fd)
         except BlockingIOError:
             return
-        while True:
+        # A request is there to be fetched before it rings: this may be the late ring of one that was, and the
+        # image may be closed by now. While any is waited for, it is open.
+        while self._waiting:
             count = _poll_io_events(self._image.handle, self._events, _MOST_EVENTS)
             for completion in self._events[: max(0, count)]:
                 answer = _return_value(completion)

@@ -78,6 +78,7 @@ class S3Attempt:
         self._is_marked = False
         self._may_have_lost_upload = False
         self._may_have_made_object = False
+        self._may_hold_claim = False
         self._features: PutFeatures | None = None
         self._last_mark = Mark(made_by=self._made_by)
         self.accepted = False
@@ -218,8 +219,11 @@ class S3Attempt:
                     found = await self._head()
                     if found is not None and found.made_by == self._made_by:
                         await self._patiently(lambda: self._service.delete(self._key, etag=found.etag))
+                await self._leave_claim()
                 if self._is_marked and self._mark_key is not None:
                     mark_key = self._mark_key
+                    # Of trying what the service can do: without the mark nobody finds them.
+                    await self._patiently(lambda: self._marks.abort_uploads_of(self._key, mark_key))
                     await self._patiently(lambda: self._marks.remove(self._key, mark_key))
         except (StoreError, TimeoutError) as error:
             log.warning(
@@ -377,6 +381,7 @@ class S3Attempt:
         place = claim_key(self._key)
         now = asyncio.get_running_loop().time
         deadline = now() + _CLAIM_PATIENCE_S
+        self._may_hold_claim = True
         while True:
             began = now()
             try:
@@ -411,8 +416,18 @@ class S3Attempt:
         finally:
             try:
                 await self._patiently(lambda: self._marks.remove(self._key, place))
+                self._may_hold_claim = False
             except StoreError as error:
                 log.warning("%s/%s: %s stays: %s", self._service.store, self._key, place, error)
+
+    async def _leave_claim(self) -> None:
+        """Before the mark goes, which tells a later `clear` whose the claim is."""
+        if self._may_hold_claim:
+            place = claim_key(self._key)
+            holder = await self._patiently(lambda: self._marks.read(self._key, place))
+            if holder is not None and holder.made_by == self._made_by:
+                await self._patiently(lambda: self._marks.remove(self._key, place))
+            self._may_hold_claim = False
 
     async def _parts_of(self, upload_id: str) -> list[dict[str, int]]:
         try:
@@ -434,9 +449,9 @@ class S3Attempt:
     async def _ground(self) -> AsyncIterator[Ground]:
         """Where the service can be tried: our mark, or an object that is there only meanwhile."""
         if self._mark_key is not None:
-            yield Ground(self._mark_key, self._last_mark.text)
+            yield Ground(self._key, self._mark_key, self._last_mark.text)
             return
-        ground = Ground(f"{RESERVED}probe-{self._made_by}", self._last_mark.text)
+        ground = Ground(self._key, f"{RESERVED}probe-{self._made_by}", self._last_mark.text)
         mark = self._last_mark
         try:
             await self._marks.write(self._key, ground.key, mark)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,11 @@ class Checksum:
     parameter: str
     header: str
     of: Callable[[Sequence[memoryview]], str]
+
+
+def content_md5(data: bytes) -> str:
+    """The value of Content-MD5, which every service compares: for small bodies."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
 def _xxhash3(pieces: Sequence[memoryview]) -> str:

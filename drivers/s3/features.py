@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from dataplane.errors import StoreError, StoreIOError
-from drivers.s3.checks import CHECKSUMS
+from drivers.s3.checks import CHECKSUMS, content_md5
 from drivers.s3.errors import PreconditionError
 
 if TYPE_CHECKING:
@@ -32,8 +32,11 @@ Trying: TypeAlias = "Callable[[], AbstractAsyncContextManager[Ground]]"
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """A small object of ours, which may be written again and again, but only with this body."""
+    """A small object of ours, which may be written again and again, but only with this body; for which image
+    it is there.
+    """
 
+    image: str
     key: str
     body: bytes
 
@@ -91,6 +94,7 @@ class FeatureProbe:
             if self._only_new_copy is None:
                 async with ground() as place:
                     copying = self._call(
+                        place.image,
                         "copy_object",
                         Key=place.key,
                         CopySource={"Bucket": self._service.bucket, "Key": place.key},
@@ -112,8 +116,9 @@ class FeatureProbe:
         only_new = await self._refuses(self._put_ground(ground, IfNoneMatch="*"))
         if not only_new and await self._refuses(self._put_ground(ground, IfNoneMatch="*")):
             raise StoreError(
-                f"{self._service.store}: {ground.key} was deleted by somebody else.",
+                f"{self._service.store}/{ground.image}: {ground.key} was deleted by somebody else.",
                 store=self._service.store,
+                key=ground.image,
             )
         is_md5 = etag == hashlib.md5(ground.body, usedforsecurity=False).hexdigest()
         return PutFeatures(
@@ -141,17 +146,20 @@ class FeatureProbe:
         return None
 
     async def _try_complete(self, ground: Ground) -> bool:
-        upload = str((await self._call("create_multipart_upload", Key=ground.key))["UploadId"])
+        upload = str((await self._call(ground.image, "create_multipart_upload", Key=ground.key))["UploadId"])
         is_done = False
         try:
             part = await self._call(
+                ground.image,
                 "upload_part",
                 Key=ground.key,
                 UploadId=upload,
                 PartNumber=1,
                 Body=bytearray(ground.body),
+                ContentMD5=content_md5(ground.body),  # It may become the mark.
             )
             completing = self._call(
+                ground.image,
                 "complete_multipart_upload",
                 Key=ground.key,
                 UploadId=upload,
@@ -176,9 +184,11 @@ class FeatureProbe:
         return False
 
     async def _put_ground(self, ground: Ground, **parameters: object) -> Answer:
-        return await self._call("put_object", Key=ground.key, Body=bytearray(ground.body), **parameters)
+        return await self._call(
+            ground.image, "put_object", Key=ground.key, Body=bytearray(ground.body), **parameters
+        )
 
-    async def _call(self, operation: str, **parameters: object) -> Answer:
+    async def _call(self, image: str, operation: str, **parameters: object) -> Answer:
         return await self._service.call(
-            operation, key=None, doing="finding out what the service can do", **parameters
+            operation, key=image, doing="finding out what the service can do", **parameters
         )

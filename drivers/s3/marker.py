@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from dataplane.errors import InvalidKeyError, NotFoundError, StoreError
+from drivers.s3.checks import content_md5
 from drivers.s3.features import RESERVED
 from drivers.wire import wire_errors
 
@@ -114,6 +115,7 @@ class Marks:
             Key=mark_key,
             Body=bytearray(mark.text),
             ContentType="application/json",
+            ContentMD5=content_md5(mark.text),  # A mark that cannot be read is nobody's.
             **condition,
         )
 

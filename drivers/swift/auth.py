@@ -310,7 +310,7 @@ class _Keystone:
             )
         except (keystone_errors.Unauthorized, keystone_errors.Forbidden) as error:
             raise _refused(self._store, auth_url) from error
-        except keystone_errors.EmptyCatalog as error:
+        except keystone_errors.EndpointNotFound as error:
             raise self._no_endpoint() from error
         except keystone_errors.SSLError as error:
             raise StoreError(

@@ -64,7 +64,7 @@ class Answer:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What the server says about itself (`/info`). `heartbeat`: it can answer a manifest with blanks while it
-    checks the segments, so that nobody takes it for dead.
+    checks the segments, one every `heartbeat_s`, so that nobody takes it for dead.
     """
 
     max_object_bytes: int = 5 * GIB
@@ -72,6 +72,7 @@ class Limits:
     min_segment_bytes: int = 1
     static_large_objects: bool = True
     heartbeat: bool = False
+    heartbeat_s: int = 10
     bulk_delete: bool = False
     deletes_per_request: int = 1000
 
@@ -372,6 +373,7 @@ def _limits_of(text: str) -> Limits:
         min_segment_bytes=number("slo", "min_segment_size", 1),
         static_large_objects=isinstance(slo, dict),
         heartbeat=isinstance(slo, dict) and "yield_frequency" in slo,
+        heartbeat_s=number("slo", "yield_frequency", 10),
         bulk_delete=isinstance(info.get("bulk_delete"), dict),
         deletes_per_request=min(1000, number("bulk_delete", "max_deletes_per_request", 1000)),
     )

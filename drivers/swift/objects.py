@@ -95,7 +95,7 @@ class Objects:
     async def find(
         self, container: str, name: str, *, key: str, storage_url: str | None = None
     ) -> Found | None:
-        """The object, or None."""
+        """The object, or None. Raises `UnavailableError` when the answer is not one of Swift's."""
         answer = await self.client.call(
             "HEAD",
             object_path(container, name),
@@ -108,6 +108,10 @@ class Objects:
             return None
         length = answer.headers.get("Content-Length")
         found = found_by(answer.headers, int(length) if length is not None else None)
+        if not found.etag and not found.timestamp:  # Something on the way said 200.
+            raise UnavailableError(
+                f"{self.store}/{key}: the answer describes no object.", store=self.store, key=key
+            )
         if found.size_bytes is None and found.dynamic is not None:
             segments = await self.dynamic_segments(found, key=key, storage_url=storage_url)
             found = found_by(answer.headers, sum(segment.size_bytes for segment in segments))
@@ -219,6 +223,8 @@ class Objects:
             ]
         ).encode()
         query = "?multipart-manifest=put" + ("&heartbeat=on" if limits.heartbeat else "")
+        # The first blank comes at once: a server that misses three is dead.
+        beats_s = max(self.client.stall_timeout_s, 3.0 * limits.heartbeat_s)
         answer = await self.client.call(
             "PUT",
             object_path(container, name) + query,
@@ -227,7 +233,7 @@ class Objects:
             headers={**_CONTENT_TYPE, "Accept": "application/json", **headers},
             body=partial(Pieces, [memoryview(manifest)], stall_timeout_s=self.client.stall_timeout_s),
             accept=(400, 404, 409, 412),
-            answer_timeout_s=LONG_ANSWER_S,
+            answer_timeout_s=beats_s if limits.heartbeat else LONG_ANSWER_S,
         )
         if answer.status == 202:
             answer = _heartbeat_result(answer)

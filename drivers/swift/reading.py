@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from dataplane.errors import ObjectChangedError, StoreError, UnavailableError
+from dataplane.errors import NotFoundError, ObjectChangedError, StoreError, UnavailableError
 from dataplane.store import Filled
 
 if TYPE_CHECKING:
@@ -59,7 +59,10 @@ class SwiftReadStream:
             raise
 
     async def finish(self) -> None:
-        now = await self._look()
+        try:
+            now = await self._look()
+        except NotFoundError:
+            return  # Deleted since: what was read is whole all the same.
         if now.identity != self.info.identity:
             raise self._changed()
 

@@ -1,8 +1,8 @@
 """Ends what makes no progress in a store, so that one that hangs holds up nobody for longer than its clock.
 
 - One chunk read or written, opening a session, an offer: the store's `stall_timeout_s`.
-- A commit, or a copy inside the store: that, and the time a busy store needs for so many bytes. An fsync may
-  take minutes and still be at work.
+- A checkpoint, a commit, or a copy inside the store: that, and the time a busy store needs for so many bytes.
+  An fsync may take minutes and still be at work.
 - Leaving a session that was not committed: a few seconds. What is not undone by then is found by
   `clear_attempt`.
 
@@ -144,7 +144,7 @@ class _WatchedStream:
 
 
 class _WatchedSession:
-    """`size_bytes`: what the commit has to make durable, so far."""
+    """`size_bytes`: what a commit has to make durable; a checkpoint only what came since the last one."""
 
     def __init__(
         self, inner: WriteSession, store: str, key: str, stall_timeout_s: float, *, size_bytes: int
@@ -154,6 +154,7 @@ class _WatchedSession:
         self._key = key
         self._stall_timeout_s = stall_timeout_s
         self._size_bytes = size_bytes
+        self._marked_bytes = size_bytes
 
     async def write(self, data: memoryview, *, is_hole: bool = False) -> None:
         self._size_bytes += len(data)
@@ -161,15 +162,22 @@ class _WatchedSession:
             await self._inner.write(data, is_hole=is_hole)
 
     async def checkpoint(self) -> WriteMark | None:
-        return await self._inner.checkpoint()
+        async with self._at_work("telling how far it is", self._size_bytes - self._marked_bytes):
+            mark = await self._inner.checkpoint()
+        self._marked_bytes = self._size_bytes
+        return mark
 
     async def keep(self) -> WriteMark | None:
-        return await self._inner.keep()
+        async with self._at_work("keeping an attempt", self._size_bytes - self._marked_bytes):
+            return await self._inner.keep()
 
     async def commit(self) -> ObjectInfo:
-        patience_s = _patience_s(self._stall_timeout_s, self._size_bytes)
-        async with progress_within(patience_s, store=self._store, key=self._key, doing="committing"):
+        async with self._at_work("committing", self._size_bytes):
             return await self._inner.commit()
+
+    def _at_work(self, doing: str, size_bytes: int) -> AbstractAsyncContextManager[object]:
+        patience_s = _patience_s(self._stall_timeout_s, size_bytes)
+        return progress_within(patience_s, store=self._store, key=self._key, doing=doing)
 
 
 class _WatchedCopy:

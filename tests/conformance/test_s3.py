@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.services.ceph import Ceph
     from tests.services.swift import Swift
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.mark.service("ceph")

@@ -4,8 +4,8 @@ Every one ends in a success with the right bytes or in a typed failure with noth
 time. All of it: `.venv/bin/python -m pytest tests/faults/test_network_faults.py`.
 
 GLISSADE_SEED repeats a run, GLISSADE_FAULT_CASE a single case by its id; both are printed.
-GLISSADE_FAULT_CASES is another number of cases per store. GLISSADE_FAULT_LOG=1 prints what every case asked the
-server (with -s).
+GLISSADE_FAULT_CASES is another number of cases per store. GLISSADE_FAULT_LOG=1 prints what every case asked
+the server (with -s).
 """
 
 from __future__ import annotations

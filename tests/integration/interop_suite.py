@@ -127,9 +127,7 @@ class InteropSuite:
                 while chunk := file.read(MIB):
                     await session.write(memoryview(bytearray(chunk)))
             info = await session.commit()
-        assert await shared.driver.clear_attempt(
-            ours, attempt, keep_object=True
-        )  # As a job does at its end.
+        assert await shared.driver.clear_attempt(ours, attempt, keep_object=True)  # As a job does at its end.
         assert info.location is not None
         assert shared.peer.get_and_delete(info.location)["digests"] == digests
         assert shared.names() == before

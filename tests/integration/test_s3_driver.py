@@ -142,7 +142,9 @@ async def test_an_image_of_several_parts_is_whole(on_ceph: Place, budget: int, i
 @pytest.mark.service("ceph")
 async def test_parts_are_sent_at_once_and_arrive_in_any_order(on_ceph: Place) -> None:
     """The first part is late: the others do not wait for it."""
-    late = Fault(kind=Kind.LATE_REQUEST, method="PUT", target="partNumber=1&|partNumber=1$", seconds=1.0)
+    late = Fault(
+        kind=Kind.LATE_REQUEST, method="PUT", target=f"/{KEY}[?].*partNumber=1&|partNumber=1$", seconds=1.0
+    )
     data = image(LARGE)
     async with on_ceph.behind(late) as behind:
         await write(behind.driver, data, size_bytes=LARGE)
@@ -219,7 +221,7 @@ async def test_a_mark_between_parts_cannot_be_gone_on_with(on_ceph: Place) -> No
 
 # What goes wrong on the way
 
-COMPLETE = r"uploadId=[^&]+$"
+COMPLETE = rf"/{KEY}[?]uploadId=[^&]+$"
 
 
 @pytest.mark.service("ceph")
@@ -233,13 +235,13 @@ COMPLETE = r"uploadId=[^&]+$"
         Fault(kind=Kind.ERROR_IN_200, method="POST", target=COMPLETE, after=True),
         Fault(kind=Kind.RESET_BEFORE_REQUEST, method="POST", target=COMPLETE),
         Fault(kind=Kind.REPEATED_REQUEST, method="POST", target=COMPLETE),
-        Fault(kind=Kind.LOST_ANSWER, method="POST", target="uploads"),
-        Fault(kind=Kind.LOST_ANSWER, method="PUT", target="partNumber=2"),
-        Fault(kind=Kind.RESET_IN_UPLOAD, method="PUT", target="partNumber=2", at_byte=MIB),
-        Fault(kind=Kind.UNAVAILABLE_503, method="PUT", target="partNumber=3"),
-        Fault(kind=Kind.SLOW_DOWN_429, method="PUT", target="partNumber=1"),
-        Fault(kind=Kind.FLIPPED_UPLOAD_BIT, method="PUT", target="partNumber=2", at_byte=3 * MIB),
-        Fault(kind=Kind.REPEATED_REQUEST, method="PUT", target="partNumber=1"),
+        Fault(kind=Kind.LOST_ANSWER, method="POST", target=f"/{KEY}[?]uploads"),
+        Fault(kind=Kind.LOST_ANSWER, method="PUT", target=f"/{KEY}[?].*partNumber=2"),
+        Fault(kind=Kind.RESET_IN_UPLOAD, method="PUT", target=f"/{KEY}[?].*partNumber=2", at_byte=MIB),
+        Fault(kind=Kind.UNAVAILABLE_503, method="PUT", target=f"/{KEY}[?].*partNumber=3"),
+        Fault(kind=Kind.SLOW_DOWN_429, method="PUT", target=f"/{KEY}[?].*partNumber=1"),
+        Fault(kind=Kind.FLIPPED_UPLOAD_BIT, method="PUT", target=f"/{KEY}[?].*partNumber=2", at_byte=3 * MIB),
+        Fault(kind=Kind.REPEATED_REQUEST, method="PUT", target=f"/{KEY}[?].*partNumber=1"),
         Fault(kind=Kind.LOST_ANSWER, method="PUT", target=r"\.glissade/.*/one"),
         Fault(kind=Kind.LOST_ANSWER, method="PUT", target=r"commit"),
         Fault(kind=Kind.LOST_ANSWER, method="HEAD"),
@@ -280,7 +282,9 @@ async def test_a_small_image_survives_too(on_ceph: Place, fault: Fault) -> None:
 
 @pytest.mark.service("swift")
 async def test_a_service_with_checksums_refuses_damaged_parts(on_swift: Place) -> None:
-    flip = Fault(kind=Kind.FLIPPED_UPLOAD_BIT, method="PUT", target="partNumber=2", at_byte=3 * MIB)
+    flip = Fault(
+        kind=Kind.FLIPPED_UPLOAD_BIT, method="PUT", target=f"/{KEY}[?].*partNumber=2", at_byte=3 * MIB
+    )
     data = image(LARGE)
     async with on_swift.behind(flip) as behind:
         await write(behind.driver, data, size_bytes=LARGE)
@@ -294,9 +298,9 @@ async def test_a_service_with_checksums_refuses_damaged_parts(on_swift: Place) -
     "fault",
     [
         Fault(kind=Kind.ERROR_IN_200, method="POST", target=COMPLETE, times=None),
-        Fault(kind=Kind.UNAVAILABLE_503, method="PUT", target="partNumber=2", times=None),
-        Fault(kind=Kind.FLIPPED_UPLOAD_BIT, method="PUT", target="partNumber=2", times=None),
-        Fault(kind=Kind.ERROR_500, method="POST", target="uploads", times=None),
+        Fault(kind=Kind.UNAVAILABLE_503, method="PUT", target=f"/{KEY}[?].*partNumber=2", times=None),
+        Fault(kind=Kind.FLIPPED_UPLOAD_BIT, method="PUT", target=f"/{KEY}[?].*partNumber=2", times=None),
+        Fault(kind=Kind.ERROR_500, method="POST", target=f"/{KEY}[?]uploads", times=None),
     ],
     ids=lambda fault: f"{fault.kind}-{fault.target[:10]}",
 )
@@ -452,7 +456,7 @@ async def test_wrong_keys_are_said_to_be_wrong(on_ceph: Place, wrong: str) -> No
             await driver.stat(KEY)
         with pytest.raises(AccessDeniedError):
             await read_image(driver, KEY)
-        with pytest.raises(AccessDeniedError, match="access_key"):
+        with pytest.raises(AccessDeniedError):
             await write(driver, b"x")
 
 

@@ -204,7 +204,7 @@ def test_an_interrupted_session_ends_what_runs_and_starts_nothing_more() -> None
         daemon = session.place("interrupted").daemon("sleeping", "sleep", "1000")
         daemon.start()
         session.interrupt()
-        assert not daemon.is_running
+        wait_until("its end", lambda: not daemon.is_running)
         with pytest.raises(ServiceError, match="the session ends"):
             daemon.start()
 

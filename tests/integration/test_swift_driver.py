@@ -97,14 +97,22 @@ def endpoint(request: pytest.FixtureRequest) -> SwiftEndpoint:
     return found
 
 
-@pytest.fixture
-async def place(endpoint: SwiftEndpoint) -> AsyncIterator[Place]:
+@asynccontextmanager
+async def new_place(endpoint: SwiftEndpoint) -> AsyncIterator[Place]:
     plain = PlainSwift.of(endpoint)
     container = f"driver-{uuid.uuid4().hex[:12]}"
     assert plain("PUT", f"/{container}").status in (201, 202)
-    yield Place(endpoint=endpoint, plain=plain, container=container)
-    plain.empty(container)
-    plain("DELETE", f"/{container}")
+    try:
+        yield Place(endpoint=endpoint, plain=plain, container=container)
+    finally:
+        plain.empty(container)
+        plain("DELETE", f"/{container}")
+
+
+@pytest.fixture
+async def place(endpoint: SwiftEndpoint) -> AsyncIterator[Place]:
+    async with new_place(endpoint) as place:
+        yield place
 
 
 # What lies there
@@ -311,6 +319,24 @@ async def test_a_copy_outlives_its_source(place: Place, kind: str) -> None:
 
 
 async def test_a_token_that_ends_in_the_middle_is_renewed(place: Place) -> None:
+    await _lose_tokens_in(place)
+
+
+@pytest.mark.service("swift")
+@pytest.mark.service("keystone")
+async def test_a_token_of_keystone_is_renewed_too(swift_keystone: SwiftEndpoint) -> None:
+    async with new_place(swift_keystone) as place:
+        await _lose_tokens_in(place)
+        async with place.driver(lambda config: replace(config, key=Secret("hushhush"))) as driver:
+            with pytest.raises(AccessDeniedError) as caught:
+                await driver.probe()
+        assert "hushhush" not in str(caught.value)
+        async with place.driver(lambda config: replace(config, region="nowhere")) as driver:
+            with pytest.raises(StoreError, match="no public endpoint"):
+                await driver.probe()
+
+
+async def _lose_tokens_in(place: Place) -> None:
     data = image(6 * SEGMENT + 5)
     async with place.driver() as driver:
         options = WriteOptions(size_bytes=len(data), attempt="one")

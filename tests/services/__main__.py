@@ -1,5 +1,5 @@
-"""Run servers by hand until interrupted: python -m tests.services [--json FILE] NAME..., with the names of the
-fixtures. FILE is then what `python -m bench --services FILE` reads.
+"""Run servers by hand until interrupted: python -m tests.services [--json FILE] NAME..., with the names of
+the fixtures. FILE is then what `python -m bench --services FILE` reads.
 """
 
 from __future__ import annotations

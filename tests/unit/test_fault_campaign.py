@@ -138,7 +138,7 @@ def test_what_is_no_id_is_refused(wrong: str) -> None:
 async def test_a_seed_replays_its_faults(tmp_path: Path, engine: Engine) -> None:
     campaign = Campaign(_MemoryGround(tmp_path), engine)
     seen = Exchange(
-        method="GET", target="/a", range=None, request_bytes=5000, answer_bytes=500_000, has_length=True
+        method="GET", target="/a", range=None, request_bytes=5000, answer_bytes=5_000_000, has_length=True
     )
     for size, checked in product(campaign.ground.sizes, (False, True)):
         campaign._spots[Operation.PUT, size, checked] = [

@@ -97,6 +97,15 @@ async def test_opening_and_committing_do_not_hang_either(call: str, doing: str) 
     assert inner.names == set()
 
 
+@pytest.mark.parametrize("call", ["checkpoint", "keep"])
+async def test_a_checkpoint_does_not_hang_either(call: str) -> None:
+    driver = watched(FaultyDriver(_store(), Fault(call=call)), 0.05)
+    async with driver.open_write(KEY) as session:
+        await session.write(memoryview(DATA))
+        with pytest.raises(StalledError, match=f"slow/{KEY}: no progress while (telling|keeping)"):
+            await getattr(session, call)()
+
+
 async def test_a_commit_has_time_for_what_was_written_also_by_an_earlier_session() -> None:
     """4 MiB at 8 MiB/s: half a second more."""
     await _written(watched(_SlowCommit(_store()), 0.05), 4 * MIB)
