@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 TEXT = ctypes.c_char_p
 HANDLE = ctypes.c_void_p
 INT = ctypes.c_int
-INT64 = ctypes.c_int64
 UINT64 = ctypes.c_uint64
 SIZE = ctypes.c_size_t
 ADDRESS = ctypes.c_void_p  # where data lie, or where a result goes

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from drivers.rbd.clibrary import ADDRESS, HANDLE, INT, INT64, SIZE, TEXT, UINT64, CephError, CLibrary, checked
+from drivers.rbd.clibrary import ADDRESS, HANDLE, INT, SIZE, TEXT, UINT64, CephError, CLibrary, checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,9 +29,7 @@ _mgr_command = _librados.call(
 )
 _buffer_free = _librados.call("rados_buffer_free", ADDRESS, result=None)
 _ioctx_create = _librados.call("rados_ioctx_create", HANDLE, TEXT, ADDRESS)
-_ioctx_create2 = _librados.call("rados_ioctx_create2", HANDLE, INT64, ADDRESS)
 _ioctx_destroy = _librados.call("rados_ioctx_destroy", HANDLE, result=None)
-_ioctx_get_id = _librados.call("rados_ioctx_get_id", HANDLE, result=INT64)
 _set_pool_full_try = _librados.call("rados_set_pool_full_try", HANDLE, result=None)
 _read = _librados.call("rados_read", HANDLE, TEXT, ADDRESS, SIZE, UINT64)
 _write_full = _librados.call("rados_write_full", HANDLE, TEXT, TEXT, SIZE)
@@ -95,11 +93,6 @@ class Cluster:
         checked(_ioctx_create(self._handle, name.encode(), ctypes.byref(handle)), f"opening the pool {name}")
         return Pool(self, handle, name)
 
-    def pool_by_id(self, pool_id: int, name: str) -> Pool:
-        handle = ctypes.c_void_p()
-        checked(_ioctx_create2(self._handle, pool_id, ctypes.byref(handle)), f"opening the pool {name}")
-        return Pool(self, handle, name)
-
     def ask_monitors(self, prefix: str, **arguments: str) -> object:
         """The answer to a monitor's command, parsed."""
         return self._command(_mon_command, prefix, arguments)
@@ -139,10 +132,6 @@ class Pool:
         self.name = name
         # Full pools answer with an error instead of holding requests back for ever, and let us delete.
         _set_pool_full_try(handle)
-
-    @property
-    def pool_id(self) -> int:
-        return _ioctx_get_id(self.handle)
 
     def close(self) -> None:
         if self.handle.value is not None:

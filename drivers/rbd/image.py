@@ -59,7 +59,6 @@ _snap_unprotect = librbd.call("rbd_snap_unprotect", HANDLE, TEXT)
 _snap_list = librbd.call("rbd_snap_list", HANDLE, ADDRESS, ADDRESS)
 _snap_list_free = librbd.call("rbd_snap_list_end", ADDRESS, result=None)
 _snap_get_namespace_type = librbd.call("rbd_snap_get_namespace_type", HANDLE, UINT64, ADDRESS)
-_snap_set = librbd.call("rbd_snap_set", HANDLE, TEXT)
 _metadata_get = librbd.call("rbd_metadata_get", HANDLE, TEXT, ADDRESS, ADDRESS)
 _metadata_set = librbd.call("rbd_metadata_set", HANDLE, TEXT, TEXT)
 _metadata_remove = librbd.call("rbd_metadata_remove", HANDLE, TEXT)
@@ -361,10 +360,6 @@ class Image:
     def remove_snapshot(self, name: str) -> None:
         """One that clones of format 2 depend on goes to the snapshots' trash."""
         checked(_snap_remove(self.handle, name.encode()), f"removing the snapshot {self.name}@{name}")
-
-    def read_from(self, snapshot: str) -> None:
-        """What is read from now on is the snapshot."""
-        checked(_snap_set(self.handle, snapshot.encode()), f"opening {self.name}@{snapshot}")
 
     def note(self, key: str) -> str | None:
         """The value of an entry of the image's metadata."""

@@ -28,7 +28,7 @@ from drivers.swift.url import object_path, reference_url, storage_url
 from drivers.wire import BodyReader, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Awaitable, Mapping
 
     import aiohttp
 
@@ -103,7 +103,9 @@ class SwiftDriver:
         # The caller's own errors must not pass through the request's context, which translates errors.
         stack = AsyncExitStack()
         try:
-            info, body = await self._open(stack, key, object_path(container, name), options, root)
+            is_exact = options.length_bytes is None or not await self._is_dynamic(container, name, key, root)
+            asked = range_header(options, is_exact=is_exact)
+            info, body = await self._open(stack, key, object_path(container, name), options, root, asked)
             if info is None:
                 info = await look()
             if options.identity not in (None, info.identity):
@@ -207,6 +209,7 @@ class SwiftDriver:
         path: str,
         options: ReadOptions,
         root: str | None,
+        asked: Mapping[str, str],
     ) -> tuple[ObjectInfo | None, BodyReader | None]:
         """The object and the bytes that are wanted of it. None for the object: look at it; there are no such
         bytes.
@@ -219,7 +222,7 @@ class SwiftDriver:
                 path,
                 key=key,
                 doing="opening it",
-                headers=range_header(options),
+                headers=asked,
                 fresh=options.bypass_cache,
                 storage_url=root,
             )
@@ -238,6 +241,10 @@ class SwiftDriver:
         info = await self._describe(key, found)
         return info, BodyReader(response, length_bytes=length, store=self.name, key=key)
 
+    async def _is_dynamic(self, container: str, name: str, key: str, root: str | None) -> bool:
+        found = await self._objects.find(container, name, key=key, storage_url=root)
+        return found is not None and found.dynamic is not None
+
     async def _total(
         self, response: aiohttp.ClientResponse, key: str, options: ReadOptions, root: str | None
     ) -> int:
@@ -246,7 +253,7 @@ class SwiftDriver:
             total = total_of(response.headers.get("Content-Range"), first=options.offset_bytes)
             if total is not None:
                 return total
-        elif not range_header(options):
+        elif not options.offset_bytes:
             length = response.headers.get("Content-Length")
             if length is not None:
                 return int(length)

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
-def range_header(options: ReadOptions) -> dict[str, str]:
-    """What asks for the part that is wanted; nothing for the whole."""
+def range_header(options: ReadOptions, *, is_exact: bool) -> dict[str, str]:
+    """What asks for the part that is wanted; nothing for the whole. Not `is_exact`: up to the object's end,
+    because radosgw 16 sends one byte more than it announces when a range ends within a dynamic large object.
+    """
     first, length = options.offset_bytes, options.length_bytes
-    if length is not None:
+    if length is not None and is_exact:
         return {"Range": f"bytes={first}-{first + length - 1}"}
     return {"Range": f"bytes={first}-"} if first else {}
 

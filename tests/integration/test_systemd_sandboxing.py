@@ -10,10 +10,13 @@ import shutil
 import subprocess
 import sys
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from bench.ours import OursCall
+from bench.stores import file_store
 from control.sandbox import Sandbox
 from dataplane.store import MIB
 
@@ -39,14 +42,13 @@ def test_a_transfer_needs_no_executable_memory_of_its_own(tmp_path: Path) -> Non
     it."""
     (tmp_path / "store").mkdir()
     (tmp_path / "source.img").write_bytes(os.urandom(3 * MIB))
-    work = {
-        "source": str(tmp_path / "source.img"),
-        "directories": [str(tmp_path / "store")],
-        "image": "image",
-        "digests": ["md5", "sha512", "xxh3_128"],
-    }
+    call = OursCall(
+        images={"image": str(tmp_path / "source.img")},
+        stores=[file_store(tmp_path / "store")],
+        digests=["md5", "sha512", "xxh3_128"],
+    )
     done = subprocess.run(
-        [sys.executable, "-c", _LOCKED_DOWN, "-m", "bench.ours", json.dumps(work)],
+        [sys.executable, "-c", _LOCKED_DOWN, "-m", "bench.ours", json.dumps(asdict(call))],
         cwd=ROOT,
         capture_output=True,
         text=True,
