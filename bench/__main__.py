@@ -52,9 +52,7 @@ def main(argv: Sequence[str]) -> int:
             out.print(f"{scenario.name:<16}{scenario.summary}", highlight=False)
         return 0
     names = arguments.scenario or [
-        each.name
-        for each in SCENARIOS.values()
-        if not each.on_request and (arguments.services or not each.needs_services)
+        each.name for each in SCENARIOS.values() if arguments.services or not each.needs_services
     ]
     size_bytes = arguments.size or (QUICK_BYTES if arguments.quick else 2 * GIB)
     runs = arguments.runs or (1 if arguments.quick else 3)

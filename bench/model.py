@@ -100,14 +100,13 @@ class Workplace:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """A named measurement. `prepare` makes its files, yields the plan, and removes what it made. `most_runs`:
-    more of them would take long and say nothing new. `on_request`: only when it is named. `needs_services`:
-    it runs against servers (`--services`), and only then."""
+    more of them would take long and say nothing new. `needs_services`: it runs against servers (`--services`),
+    and only then."""
 
     name: str
     summary: str
     prepare: Callable[[Workplace], AbstractContextManager[Plan]]
     most_runs: int | None = None
-    on_request: bool = False
     needs_services: bool = False
 
 

@@ -179,7 +179,7 @@ def hashlib_floor(streams: int, total_bytes: int) -> Trial:
     )
 
 
-def _scenario(name: str, images: int, summary: str, *, on_request: bool = False) -> Scenario:
+def _scenario(name: str, images: int, summary: str) -> Scenario:
     return Scenario(
         name=name,
         summary=summary,
@@ -190,7 +190,6 @@ def _scenario(name: str, images: int, summary: str, *, on_request: bool = False)
             cpu_goals=CPU_GOALS.get(images),
             floor_goal=FLOOR_GOAL if images == 1 else None,
         ),
-        on_request=on_request,
     )
 
 
@@ -198,5 +197,4 @@ SCENARIOS = (
     _scenario("import-1", 1, "one image into a file store, beside glance_store, rclone, cp, ..."),
     _scenario("import-8", 8, "8 images into a file store at once, beside the same"),
     _scenario("import-16", 16, "16 images into a file store at once, beside the same"),
-    _scenario("file-to-file", 1, "the same as import-1, under its earlier name", on_request=True),
 )

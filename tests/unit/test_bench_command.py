@@ -69,7 +69,7 @@ def test_scenarios_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--list"]) == 0
     listed = capsys.readouterr().out
     assert [line.split()[0] for line in listed.splitlines()] == list(SCENARIOS)
-    assert {"file-to-file", "fan-out", "memory", "same-fs-move"} <= set(SCENARIOS)
+    assert {"import-1", "fan-out", "memory", "same-fs-move"} <= set(SCENARIOS)
     assert {"import-1", "import-8", "import-16", "verify-bulk", "many", "chunk-size"} <= set(SCENARIOS)
 
 

@@ -92,20 +92,17 @@ def test_without_servers_only_what_needs_none_runs(
 ) -> None:
     begun: list[str] = []
 
-    def scenario(name: str, *, needs_services: bool = False, on_request: bool = False) -> Scenario:
+    def scenario(name: str, *, needs_services: bool = False) -> Scenario:
         def prepare(_: Workplace) -> AbstractContextManager[Plan]:
             begun.append(name)
             raise BenchError("that is all")
 
-        return Scenario(
-            name=name, summary="", prepare=prepare, needs_services=needs_services, on_request=on_request
-        )
+        return Scenario(name=name, summary="", prepare=prepare, needs_services=needs_services)
 
     monkeypatch.chdir(tmp_path)
     scenarios = {
         "local": scenario("local"),
         "network": scenario("network", needs_services=True),
-        "asked for": scenario("asked for", on_request=True),
     }
     monkeypatch.setattr(command, "SCENARIOS", scenarios)
     arguments = ["--quick", "--dir", str(tmp_path)]
