@@ -100,7 +100,7 @@ class Workplace:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """A named measurement. `prepare` makes its files, yields the plan, and removes what it made. `most_runs`:
-    more of them would take long and say nothing new. `needs_services`: it runs against servers (`--services`),
+    more of them would take long and say nothing new. `needs_services`: it runs against servers (`--services`)
     and only then."""
 
     name: str

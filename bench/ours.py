@@ -23,8 +23,10 @@ from bench.measure import Window, run_ours
 from bench.stores import StoreSpec
 from dataplane.buffers import DEFAULT_CHUNK_BYTES, BufferPool
 from dataplane.digests import HashThreads
+from dataplane.measure import measure
 from dataplane.store import MIB, WriteOptions
-from dataplane.transfer import Destination, Engine, measure, transfer
+from dataplane.terms import Destination, Engine
+from dataplane.transfer import transfer
 from drivers.filesystem.local import LocalFileSource
 from drivers.options import StoreOptions
 from drivers.registry import wrapped

@@ -38,7 +38,7 @@ from control.notify import notify, watchdog_interval_s
 from dataplane.buffers import BufferPool
 from dataplane.digests import HashThreads, kernels_in_use
 from dataplane.errors import GlissadeError
-from dataplane.transfer import Engine
+from dataplane.terms import Engine
 from drivers.filesystem.local import LocalFileSource
 from drivers.health import HealthMonitor
 from drivers.http.driver import HttpSource

@@ -12,8 +12,7 @@ import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dataplane.checkpoint import Checkpointer, DestinationMark, Place, TransferCheckpoint
@@ -29,29 +28,28 @@ from dataplane.errors import (
     SourceRefusedError,
     StoreIOError,
 )
+from dataplane.measure import measure, read_options, read_through, wrong_size
+from dataplane.opened import Opened
 from dataplane.plan import STREAM, Step, plan
 from dataplane.progress import Progress
-from dataplane.pump import Pumped, PumpSink, Tap, lone_error, pump
+from dataplane.pump import Tap, lone_error
 from dataplane.store import (
     Driver,
     Intent,
     ObjectInfo,
     OffloadOffer,
     OffloadOptions,
-    ReadOptions,
     Source,
     WriteOptions,
-    WriteSession,
 )
+from dataplane.terms import Destination, Engine, Expected, Outcome, TransferReport, VerifyMode
 from dataplane.throttle import take_from_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dataplane.buffers import BufferPool
     from dataplane.checkpoint import Checkpointing
-    from dataplane.digests import HashThreads
-    from dataplane.store import ReadStream, WriteMark
+    from dataplane.store import ReadStream
     from dataplane.throttle import TokenBucket
 
 log = logging.getLogger(__name__)
@@ -65,133 +63,6 @@ _KEEP_TIMEOUT_S = 12.0
 
 _STRONG = ("sha512", "sha384", "sha256")
 """Digests that say who an image is; they can be saved, so a resumed transfer has them."""
-
-
-class VerifyMode(StrEnum):
-    """What has to be checked before a destination counts as done.
-
-    `inline`: digests while writing, sizes, the store's own acknowledgements. `readback`: the new object is
-    read again, past every cache, and compared. `none`: sizes only.
-    """
-
-    INLINE = "inline"
-    READBACK = "readback"
-    NONE = "none"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """What all transfers of a process share.
-
-    `stall_timeout_s` is the last resort for one step of a store; longer than the store's own clock and its
-    repetitions, which happen inside the step.
-    """
-
-    pool: BufferPool
-    hashing: HashThreads
-    window_chunks: int = 4
-    stall_timeout_s: float = 600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
-    """What the object must be, as far as it is known: checked before anything becomes visible."""
-
-    size_bytes: int | None = None
-    digests: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def is_known(self) -> bool:
-        return self.size_bytes is not None or bool(self.digests)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Destination:
-    """A store to write to. `attempt` as in `WriteOptions`; `limits` are the store's own."""
-
-    store: Driver
-    key: str
-    attempt: str | None = None
-    limits: tuple[TokenBucket, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of one destination: `info` when it holds the object, `error` when it does not."""
-
-    store: str
-    key: str
-    method: str
-    reason: str
-    seconds: float
-    bytes_through: int = 0
-    verified: str = ""
-    shares_storage: bool = False
-    info: ObjectInfo | None = None
-    error: GlissadeError | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferReport:
-    """The result. `digests` are those of the whole object, empty when none of it was read. `bytes_through`
-    counts all that passed through this process, read-back included; `resumed_from_bytes` is what an earlier
-    attempt had read and need not be read again.
-    """
-
-    size_bytes: int
-    digests: Mapping[str, str]
-    bytes_read: int
-    bytes_through: int
-    seconds: float
-    outcomes: tuple[Outcome, ...]
-    resumed_from_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """An object that was read from end to end."""
-
-    info: ObjectInfo
-    size_bytes: int
-    digests: Mapping[str, str]
-    seconds: float
-
-
-async def measure(
-    source: Source,
-    key: str,
-    *,
-    engine: Engine,
-    digests: Sequence[str],
-    bypass_cache: bool = False,
-    limits: Sequence[TokenBucket] = (),
-    progress: Progress | None = None,
-    expected: Expected | None = None,
-) -> Measured:
-    """Read an object and digest it, writing nothing.
-
-    With `expected`, raises `SizeMismatchError` or `DigestMismatchError` naming the store when it is
-    something else. Raises `ObjectChangedError` when it changed while it was read.
-    """
-    started = time.monotonic()
-    progress = progress or Progress()
-    expected = expected or Expected()
-    wanted = dict.fromkeys((*digests, *expected.digests))
-    async with source.open_read(key, _read_options(expected, bypass_cache=bypass_cache)) as stream:
-        progress.begin("verify" if expected.digests else "hash", stream.info.size_bytes)
-        found, pumped = await _read_through(
-            stream,
-            source=source.name,
-            sinks=(),
-            digests=DigestSet(wanted, engine.hashing),
-            expected=expected,
-            engine=engine,
-            progress=progress,
-            limits=limits,
-        )
-    return Measured(
-        info=stream.info, size_bytes=pumped.size_bytes, digests=found, seconds=time.monotonic() - started
-    )
 
 
 async def transfer(
@@ -424,7 +295,7 @@ class _Transfer:
         async with AsyncExitStack() as reading:
             stream = await self._open_source(start, resume, reading)
             self._check_size(stream.info)
-            opened: list[_Opened] = []
+            opened: list[Opened] = []
             checkpointer: Checkpointer | None = None
             async with AsyncExitStack() as stack:
                 try:
@@ -435,7 +306,7 @@ class _Transfer:
                     checkpointer = await self._checkpointer(stream.info, opened, hashes, resume)
                     self.resumed_from_bytes = start
                     self._progress.begin("transfer", stream.info.size_bytes, bytes_done=start)
-                    self.found, pumped = await _read_through(
+                    self.found, pumped = await read_through(
                         stream,
                         source=self._source.name,
                         sinks=[one.sink for one in opened],
@@ -491,7 +362,7 @@ class _Transfer:
         self, start: int, resume: TransferCheckpoint | None, stack: AsyncExitStack
     ) -> ReadStream:
         """Open the source at that byte, if it still is the object that the checkpoint is about."""
-        options = _read_options(self._expected)
+        options = read_options(self._expected)
         if resume is None:
             return await stack.enter_async_context(self._source.open_read(self._key, options))
         options = replace(options, offset_bytes=start, identity=resume.identity)
@@ -521,7 +392,7 @@ class _Transfer:
         stack: AsyncExitStack,
         started: float,
         *,
-        into: list[_Opened],
+        into: list[Opened],
     ) -> None:
         """Enter the destinations in the order of their names: two transfers that wait for slots of the same
         stores (`drivers/wrap/limited.py`) then never wait for each other."""
@@ -552,7 +423,7 @@ class _Transfer:
                 self._fail(destination, step, error, started)
             else:
                 start = 0 if before is None else before.mark.size_bytes
-                into.append(_Opened(destination, step, session, own, start=start))
+                into.append(Opened(destination, step, session, own, start=start))
         if lost and resume is not None:
             for one in into:
                 if one.start:
@@ -564,7 +435,7 @@ class _Transfer:
     async def _checkpointer(
         self,
         info: ObjectInfo,
-        opened: Sequence[_Opened],
+        opened: Sequence[Opened],
         hashes: DigestSet,
         resume: TransferCheckpoint | None,
     ) -> Checkpointer | None:
@@ -612,7 +483,7 @@ class _Transfer:
     async def _keep(
         self,
         error: BaseException,
-        opened: Sequence[_Opened],
+        opened: Sequence[Opened],
         checkpointer: Checkpointer | None,
         resume: TransferCheckpoint | None,
     ) -> None:
@@ -642,7 +513,7 @@ class _Transfer:
     async def _keep_all(
         self,
         error: BaseException,
-        opened: Sequence[_Opened],
+        opened: Sequence[Opened],
         last: TransferCheckpoint,
         policy: Checkpointing,
     ) -> None:
@@ -669,10 +540,10 @@ class _Transfer:
             if driver is not None:
                 await driver.clear_attempt(before.key, before.attempt, keep_object=False)
 
-    async def _commit_all(self, opened: Sequence[_Opened], started: float) -> None:
+    async def _commit_all(self, opened: Sequence[Opened], started: float) -> None:
         """Commit side by side: each waits for its own disk."""
 
-        async def commit(one: _Opened) -> None:
+        async def commit(one: Opened) -> None:
             try:
                 info = await one.session.commit()
                 if info.size_bytes not in (None, self.size_bytes):
@@ -780,7 +651,7 @@ class _Transfer:
         """
         wanted = self._expected.size_bytes
         if wanted is not None and info.size_bytes not in (None, wanted):
-            raise _wrong_size(self._source.name, info.key, info.size_bytes, wanted)
+            raise wrong_size(self._source.name, info.key, info.size_bytes, wanted)
 
     def _fail(self, destination: Destination, step: Step, error: GlissadeError, started: float) -> None:
         """Record a destination's failure; raises it when all must succeed."""
@@ -809,62 +680,7 @@ class _NotWhereItWasError(Exception):
         self.left = left
 
 
-class _Opened:
-    """A destination whose session is open."""
-
-    def __init__(
-        self,
-        destination: Destination,
-        step: Step,
-        session: WriteSession,
-        stack: AsyncExitStack,
-        *,
-        start: int,
-    ) -> None:
-        self.destination = destination
-        self.step = step
-        self.session = session
-        self.start = start
-        self._stack = stack
-
-    @property
-    def sink(self) -> PumpSink:
-        return PumpSink(
-            store=self.destination.store.name,
-            key=self.destination.key,
-            session=self.session,
-            abandon=self.leave,
-            limits=self.destination.limits,
-            depth=self.destination.store.capabilities.write_depth,
-            start=self.start,
-        )
-
-    @property
-    def place(self) -> Place | None:
-        """None: the attempt has no name."""
-        attempt = self.destination.attempt
-        return None if attempt is None else Place(key=self.destination.key, attempt=attempt)
-
-    async def mark(self) -> DestinationMark | None:
-        """How far it is; None when nobody could go on with it."""
-        return self._named(await self.session.checkpoint())
-
-    async def keep(self) -> DestinationMark | None:
-        """As `mark`, for the last time: what it tells stays."""
-        return self._named(await self.session.keep())
-
-    def _named(self, mark: WriteMark | None) -> DestinationMark | None:
-        place = self.place
-        if mark is None or place is None:
-            return None
-        return DestinationMark(key=place.key, attempt=place.attempt, mark=mark)
-
-    async def leave(self, error: GlissadeError) -> None:
-        """Leave the session now, because of the error, while the others go on."""
-        await self._stack.__aexit__(type(error), error, error.__traceback__)
-
-
-async def _keep_one(one: _Opened, *, is_trusted: bool) -> DestinationMark | None:
+async def _keep_one(one: Opened, *, is_trusted: bool) -> DestinationMark | None:
     store, key = one.destination.store.name, one.destination.key
     if not is_trusted:
         return None
@@ -878,74 +694,9 @@ async def _keep_one(one: _Opened, *, is_trusted: bool) -> DestinationMark | None
     return None
 
 
-async def _read_through(
-    stream: ReadStream,
-    *,
-    source: str,
-    sinks: Sequence[PumpSink],
-    digests: DigestSet,
-    expected: Expected,
-    engine: Engine,
-    progress: Progress,
-    limits: Sequence[TokenBucket],
-    taps: Sequence[Tap] = (),
-    all_must_succeed: bool = True,
-    start: int = 0,
-    checkpointer: Checkpointer | None = None,
-) -> tuple[dict[str, str], Pumped]:
-    """Pump the whole stream and hold sizes and digests against what was announced and expected."""
-    key = stream.info.key
-    announced = stream.info.size_bytes
-    pumped = await pump(
-        stream,
-        source=source,
-        sinks=sinks,
-        digests=digests,
-        pool=engine.pool,
-        progress=progress,
-        window_chunks=engine.window_chunks,
-        stall_timeout_s=engine.stall_timeout_s,
-        taps=taps,
-        limits=limits,
-        max_bytes=announced if announced is not None else expected.size_bytes,
-        all_must_succeed=all_must_succeed,
-        start=start,
-        checkpointer=checkpointer,
-    )
-    await stream.finish()
-    for wanted in (announced, expected.size_bytes):
-        if wanted is not None and pumped.size_bytes != wanted:
-            raise _wrong_size(source, key, pumped.size_bytes, wanted)
-    if any(member.size_bytes not in (None, pumped.size_bytes) for member in digests.members):
-        raise RuntimeError(f"{source}/{key}: a digest did not get all {pumped.size_bytes} bytes once")
-    found = digests.hexdigests()
-    for algorithm, digest in expected.digests.items():
-        if found[algorithm] != digest.lower():
-            raise DigestMismatchError(
-                f"{source}/{key}: {algorithm} is {found[algorithm]}, expected {digest.lower()}.",
-                store=source,
-                key=key,
-                hint="Nothing was published. Check where the image and its digest come from.",
-            )
-    return found, pumped
-
-
 def _mark_of(destination: Destination, resume: TransferCheckpoint) -> DestinationMark | None:
     mark = resume.destinations.get(destination.store.name)
     return mark if mark is not None and mark.key == destination.key else None
-
-
-def _read_options(expected: Expected, *, bypass_cache: bool = False) -> ReadOptions:
-    return ReadOptions(bypass_cache=bypass_cache, accept_unknown_size=expected.is_known)
-
-
-def _wrong_size(store: str, key: str, size_bytes: int | None, wanted: int) -> SizeMismatchError:
-    return SizeMismatchError(
-        f"{store}/{key}: has {size_bytes} bytes, expected {wanted}.",
-        store=store,
-        key=key,
-        hint="Nothing was published; correct the declared size or the source.",
-    )
 
 
 async def _clear(destinations: Sequence[Destination], job: _Transfer) -> None:

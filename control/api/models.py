@@ -14,8 +14,8 @@ from control.jobs.planning import NO_METHOD
 from control.jobs.report import describe_error
 from control.jobs.requests import ImageId, Rate, StoreId, StrictModel
 from dataplane.plan import STREAM
+from dataplane.terms import VerifyMode
 from dataplane.throttle import format_rate
-from dataplane.transfer import VerifyMode
 from drivers.health import Use
 from drivers.location import shown_location
 

@@ -15,7 +15,7 @@ from dataplane.errors import StoreFullError
 from dataplane.plan import STREAM
 from dataplane.planning import Planned, plan_transfer
 from dataplane.store import Intent
-from dataplane.transfer import VerifyMode
+from dataplane.terms import VerifyMode
 from drivers.health import Use
 from drivers.location import key_of_location
 

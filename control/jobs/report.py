@@ -12,7 +12,7 @@ from dataplane.plan import STREAM
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dataplane.transfer import TransferReport
+    from dataplane.terms import TransferReport
 
 
 def describe_error(error: GlissadeError) -> dict[str, Any]:

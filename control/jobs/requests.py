@@ -13,8 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic_core import PydanticCustomError
 
 from dataplane.digests import KNOWN_ALGORITHMS, digest_length
+from dataplane.terms import VerifyMode
 from dataplane.throttle import parse_rate
-from dataplane.transfer import VerifyMode
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")

@@ -9,8 +9,8 @@ from control.jobs.report import Report, StepReport
 from dataplane.checkpoint import Checkpointing
 from dataplane.errors import GlissadeError, UnavailableError
 from dataplane.progress import Progress
+from dataplane.terms import Destination
 from dataplane.throttle import TokenBucket
-from dataplane.transfer import Destination
 from drivers.health import Use
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from control.jobs.queue import Claim
     from control.jobs.services import Services
     from dataplane.checkpoint import TransferCheckpoint
-    from dataplane.transfer import Outcome, TransferReport
+    from dataplane.terms import Outcome, TransferReport
 
 
 class Run:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from control.jobs.stores import Stores
     from dataplane.errors import GlissadeError
     from dataplane.store import Source
-    from dataplane.transfer import Engine
+    from dataplane.terms import Engine
     from drivers.health import HealthMonitor
 
 

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 from dataplane.errors import GlissadeError, StalledError, StoreError
 from dataplane.store import MIB, Driver
-from dataplane.transfer import Destination, Expected, VerifyMode, transfer
+from dataplane.terms import Destination, Expected, VerifyMode
+from dataplane.transfer import transfer
 from drivers.filesystem.config import Directory, FileConfig
 from drivers.options import RetryOptions, StoreOptions
 from drivers.registry import build_store
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dataplane.store import Source
-    from dataplane.transfer import Engine
+    from dataplane.terms import Engine
 
 OPTIONS: Final = StoreOptions(
     connect_timeout_s=2.0,

@@ -18,7 +18,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from dataplane.store import MIB
-from dataplane.transfer import Destination, transfer
+from dataplane.terms import Destination
+from dataplane.transfer import transfer
 from drivers.http.config import HttpConfig
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.registry import build_store, wrapped
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dataplane.store import Driver
-    from dataplane.transfer import Engine
+    from dataplane.terms import Engine
     from tests.services.endpoints import S3Endpoint, SwiftEndpoint
 
 

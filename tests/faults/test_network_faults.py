@@ -19,7 +19,7 @@ import pytest
 from dataplane.buffers import BufferPool
 from dataplane.digests import HashThreads
 from dataplane.store import MIB
-from dataplane.transfer import Engine
+from dataplane.terms import Engine
 from tests.faults.campaign import Campaign, Case, Ground, Result, draw_cases, table
 from tests.faults.grounds import http_ground, s3_ground, swift_ground
 

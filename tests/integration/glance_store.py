@@ -15,7 +15,8 @@ from bench.rivals import PEER, RIVALS_PYTHON, ROOT
 from dataplane.buffers import BufferPool
 from dataplane.digests import HashThreads
 from dataplane.store import MIB
-from dataplane.transfer import Destination, Engine, transfer
+from dataplane.terms import Destination, Engine
+from dataplane.transfer import transfer
 from drivers.filesystem.local import LocalFileSource
 from drivers.options import StoreOptions
 

@@ -19,8 +19,8 @@ import pytest
 
 from bench.rivals import ROOT
 from dataplane.errors import AlreadyExistsError, NotFoundError
+from dataplane.measure import measure
 from dataplane.store import MIB, WriteOptions
-from dataplane.transfer import measure
 from drivers.location import key_of_location, same_place
 from drivers.secret import Secret
 from tests.integration import glance_store
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dataplane.store import Driver
-    from dataplane.transfer import Engine
+    from dataplane.terms import Engine
     from drivers.rbd.config import RbdConfig
     from drivers.s3.config import S3Config
     from drivers.swift.config import SwiftConfig

@@ -15,8 +15,10 @@ import pytest
 from dataplane.buffers import BufferPool
 from dataplane.digests import HashThreads
 from dataplane.errors import UnavailableError
+from dataplane.measure import measure
 from dataplane.store import MIB, Driver
-from dataplane.transfer import Destination, Engine, Expected, VerifyMode, measure, transfer
+from dataplane.terms import Destination, Engine, Expected, VerifyMode
+from dataplane.transfer import transfer
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import RetryOptions, StoreOptions
 from drivers.registry import wrapped
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from dataplane.transfer import TransferReport
+    from dataplane.terms import TransferReport
     from tests.conformance.stores import FreshStore
     from tests.services.ceph import Ceph
     from tests.services.swift import Swift

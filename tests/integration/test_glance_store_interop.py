@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dataplane.errors import AlreadyExistsError
+from dataplane.measure import measure
 from dataplane.store import MIB
-from dataplane.transfer import measure
 from drivers.filesystem.config import Directory, FileConfig
 from drivers.filesystem.driver import FileDriver
 from drivers.options import StoreOptions
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from dataplane.transfer import Engine
+    from dataplane.terms import Engine
 
 pytestmark = [
     pytest.mark.service("glance_store"),

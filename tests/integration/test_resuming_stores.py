@@ -15,8 +15,10 @@ import pytest
 from dataplane.buffers import BufferPool
 from dataplane.checkpoint import Checkpointing, TransferCheckpoint
 from dataplane.digests import HashThreads, kernels
+from dataplane.measure import measure
 from dataplane.store import MIB
-from dataplane.transfer import Destination, Engine, TransferReport, measure, transfer
+from dataplane.terms import Destination, Engine, TransferReport
+from dataplane.transfer import transfer
 from drivers.filesystem.local import LocalFileSource
 from drivers.options import StoreOptions
 from tests.conformance.stores import fresh_file, fresh_rbd, fresh_s3, fresh_swift

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from dataplane.transfer import Engine
+    from dataplane.terms import Engine
     from tests.services.ceph import Ceph
     from tests.services.endpoints import S3Endpoint
     from tests.services.swift import Swift

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dataplane.measure import measure
 from dataplane.store import MIB
-from dataplane.transfer import measure
 from drivers.location import key_of_location
 from drivers.options import StoreOptions
 from drivers.swift.config import SwiftConfig
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
-    from dataplane.transfer import Engine
+    from dataplane.terms import Engine
     from tests.services.endpoints import SwiftEndpoint
 
 MISSING = glance_store.MISSING or foreign.swift_unavailable()

@@ -13,7 +13,8 @@ from dataplane.buffers import BufferPool
 from dataplane.digests import HashThreads
 from dataplane.errors import StalledError, StoreIOError, UnavailableError
 from dataplane.store import Driver, Intent
-from dataplane.transfer import Destination, Engine, transfer
+from dataplane.terms import Destination, Engine
+from dataplane.transfer import transfer
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import RetryOptions, StoreOptions
 from drivers.registry import wrapped

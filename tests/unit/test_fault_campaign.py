@@ -12,7 +12,7 @@ from dataplane.buffers import BufferPool
 from dataplane.digests import HashThreads
 from dataplane.errors import GlissadeError, UnavailableError
 from dataplane.store import MIB
-from dataplane.transfer import Destination, Engine
+from dataplane.terms import Destination, Engine
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import StoreOptions
 from tests.fakes.fault_proxy import Exchange, Kind

@@ -19,7 +19,8 @@ from dataplane.errors import (
 )
 from dataplane.planning import plan_transfer
 from dataplane.store import Intent, ObjectInfo, Offloaded, OffloadOffer, OffloadOptions
-from dataplane.transfer import Destination, Engine, Expected, VerifyMode, transfer
+from dataplane.terms import Destination, Engine, Expected, VerifyMode
+from dataplane.transfer import transfer
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import StoreOptions
 from drivers.wrap.watched import watched

@@ -25,7 +25,8 @@ from dataplane.errors import (
 )
 from dataplane.progress import Progress
 from dataplane.store import KIB, MIB
-from dataplane.transfer import Destination, Engine, Expected, TransferReport, VerifyMode, transfer
+from dataplane.terms import Destination, Engine, Expected, TransferReport, VerifyMode
+from dataplane.transfer import transfer
 from drivers.filesystem import syscalls
 from drivers.filesystem.config import Directory, FileConfig
 from drivers.filesystem.driver import FileDriver

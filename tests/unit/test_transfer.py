@@ -23,19 +23,13 @@ from dataplane.errors import (
     SizeMismatchError,
     StoreIOError,
 )
+from dataplane.measure import measure
 from dataplane.plan import STREAM
 from dataplane.progress import Progress
 from dataplane.store import MIB, Intent, ObjectInfo, OffloadOffer, ReadOptions
+from dataplane.terms import Destination, Engine, Expected, TransferReport, VerifyMode
 from dataplane.throttle import TokenBucket
-from dataplane.transfer import (
-    Destination,
-    Engine,
-    Expected,
-    TransferReport,
-    VerifyMode,
-    measure,
-    transfer,
-)
+from dataplane.transfer import transfer
 from drivers.filesystem.config import Directory, FileConfig
 from drivers.filesystem.driver import FileDriver
 from drivers.memory import MemoryConfig, MemoryDriver

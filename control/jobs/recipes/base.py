@@ -8,7 +8,7 @@ from control.jobs.errors import InternalError
 from control.jobs.requests import parse_request
 from dataplane.digests import KNOWN_ALGORITHMS
 from dataplane.errors import DigestMismatchError, SizeMismatchError
-from dataplane.transfer import Expected, VerifyMode
+from dataplane.terms import Expected, VerifyMode
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

@@ -16,7 +16,8 @@ from control.jobs.recipes.base import (
 from control.jobs.requests import CopyRequest
 from control.jobs.run import new_places
 from dataplane.errors import StoreError
-from dataplane.transfer import VerifyMode, transfer
+from dataplane.terms import VerifyMode
+from dataplane.transfer import transfer
 from drivers.location import key_of_location
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from control.jobs.recipes.base import (
 from control.jobs.report import StepReport
 from control.jobs.requests import HashRequest
 from dataplane.errors import StoreError
-from dataplane.transfer import measure
+from dataplane.measure import measure
 from drivers.location import key_of_location
 
 if TYPE_CHECKING:

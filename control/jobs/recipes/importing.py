@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from control.jobs.recipes.base import request_of
 from control.jobs.requests import ImportRequest
 from control.jobs.run import new_places
-from dataplane.transfer import Expected, VerifyMode, transfer
+from dataplane.terms import Expected, VerifyMode
+from dataplane.transfer import transfer
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

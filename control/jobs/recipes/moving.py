@@ -30,7 +30,8 @@ from control.jobs.requests import MoveRequest
 from control.jobs.run import new_places
 from dataplane.errors import NotFoundError, ObjectChangedError, StoreError
 from dataplane.store import Intent
-from dataplane.transfer import VerifyMode, transfer
+from dataplane.terms import VerifyMode
+from dataplane.transfer import transfer
 from drivers.location import key_of_location
 
 if TYPE_CHECKING:

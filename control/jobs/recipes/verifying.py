@@ -9,7 +9,7 @@ from control.jobs.recipes.base import expected_of, image_or_none, request_of
 from control.jobs.report import StepReport
 from control.jobs.requests import VerifyRequest
 from dataplane.errors import GlissadeError
-from dataplane.transfer import measure
+from dataplane.measure import measure
 from drivers.location import key_of_location
 
 if TYPE_CHECKING:
