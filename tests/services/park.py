@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ class Park:
         )
         for kind in (name, *wanted):
             self._start(kind)
+        wait(self._started.values())  # What still starts would look like a leak of the test that runs meanwhile.
         return self._started[name].result()
 
     def _start(self, name: str) -> None:
