@@ -81,7 +81,7 @@ class Park:
         )
         for kind in (name, *wanted):
             self._start(kind)
-        wait(self._started.values())  # What still starts would look like a leak of the test that runs meanwhile.
+        wait(self._started.values())  # What still starts would look like a leak of the test that runs.
         return self._started[name].result()
 
     def _start(self, name: str) -> None:
