@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataplane.errors import (
-    AccessDeniedError,
     AlreadyExistsError,
     CheckpointLostError,
-    InvalidKeyError,
     NotFoundError,
     ObjectChangedError,
     OffloadDeclinedError,
-    ReadOnlyStoreError,
     SizeMismatchError,
     StoreError,
     StoreFullError,
@@ -34,6 +31,7 @@ from dataplane.store import (
     WriteMark,
     WriteOptions,
 )
+from drivers.refusals import check_may_delete, check_not_read_only, check_plain_key, not_the_one_to_delete
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -133,20 +131,13 @@ class MemoryDriver:
 
     async def delete(self, key: str, *, identity: str | None = None) -> None:
         self.check_writable(key)
-        if not self._options.allow_delete:
-            raise AccessDeniedError(
-                f"{self.name}/{key}: this store is configured to keep its images.", store=self.name, key=key
-            )
+        check_may_delete(self.name, key, self._options)
         if identity not in (None, self._describe(key, self._get(key)).identity):
-            raise ObjectChangedError(
-                f"{self.name}/{key}: is another object than the one to delete; it was left as it is.",
-                store=self.name,
-                key=key,
-            )
+            raise not_the_one_to_delete(self.name, key)
         del self._objects[key]
 
     async def clear_attempt(self, key: str, attempt: str, *, keep_object: bool) -> bool:
-        _check_key(self.name, key)
+        check_plain_key(self.name, key)
         named = _Attempt(key, attempt)
         self._unfinished.pop(named, None)
         mark = self._marks.pop(named, None)
@@ -162,11 +153,8 @@ class MemoryDriver:
         return self._objects.get(key)
 
     def check_writable(self, key: str) -> None:
-        _check_key(self.name, key)
-        if self._options.read_only:
-            raise ReadOnlyStoreError(
-                f"{self.name}/{key}: the store is configured read-only.", store=self.name, key=key
-            )
+        check_plain_key(self.name, key)
+        check_not_read_only(self.name, key, self._options)
 
     def check_free(self, key: str) -> None:
         self.check_writable(key)
@@ -213,7 +201,7 @@ class MemoryDriver:
         return sum(len(data) for data in held)
 
     def _get(self, key: str) -> _Object:
-        _check_key(self.name, key)
+        check_plain_key(self.name, key)
         try:
             return self._objects[key]
         except KeyError:
@@ -358,13 +346,6 @@ class _MemoryOffload:
                 f"{source.name}/{info.key}: is not the object it was.", store=source.name, key=info.key
             )
         return found
-
-
-def _check_key(store: str, key: str) -> None:
-    if not key or key.startswith(".") or "/" in key or "\0" in key or len(key.encode(errors="replace")) > 255:
-        raise InvalidKeyError(
-            f"{store}: the key {key[:80]!r} is no plain name of up to 255 bytes.", store=store, key=key
-        )
 
 
 _: type[Driver] = MemoryDriver

@@ -300,10 +300,11 @@ def wire_errors(store: str, key: str | None, doing: str) -> Iterator[None]:
         raise StoreError(f"{where}: {doing}: the URL cannot be requested.", store=store, key=key) from error
     except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError) as error:
         # OSError includes TimeoutError: of the connection, or of sending.
-        raise UnavailableError(f"{where}: {doing}: {_reason(error)}.", store=store, key=key) from error
+        raise UnavailableError(f"{where}: {doing}: {reason_of(error)}.", store=store, key=key) from error
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """In a few words, without a URL: it may hold a secret."""
     if isinstance(error, TimeoutError):
         return "no connection or no progress in time"
     if isinstance(error, aiohttp.ClientConnectorError):

@@ -6,7 +6,6 @@ import os
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from dataplane.errors import AccessDeniedError, ObjectChangedError, ReadOnlyStoreError
 from dataplane.store import Capabilities, Driver, ObjectInfo, ReadOptions, WriteOptions
 from drivers.blocking import BlockingThreads
 from drivers.filesystem.attempt import AttemptFile
@@ -14,11 +13,12 @@ from drivers.filesystem.directories import Directories, sync_directory
 from drivers.filesystem.errnos import os_errors_as_store_errors
 from drivers.filesystem.metadata import LocationMetadata
 from drivers.filesystem.offload import FileOffload, FileOrigin
-from drivers.filesystem.paths import OpenFile, attempt_name, check_key, require_regular
+from drivers.filesystem.paths import OpenFile, attempt_name, require_regular
 from drivers.filesystem.reading import FileReadStream, reading
 from drivers.filesystem.resuming import go_on
 from drivers.filesystem.session import FileWriteSession
 from drivers.filesystem.syscalls import FileStat, stat_at, stat_if_there
+from drivers.refusals import check_may_delete, check_not_read_only, check_plain_key, not_the_one_to_delete
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -62,7 +62,7 @@ class FileDriver:
         return await self._threads.run(self._directories.probe, for_writing=not self._options.read_only)
 
     async def stat(self, key: str) -> ObjectInfo:
-        check_key(self.name, key)
+        check_plain_key(self.name, key)
         root, found = await self._threads.run(self._directories.stat, key)
         return await self._describe(key, root.file_path(key), found)
 
@@ -70,7 +70,7 @@ class FileDriver:
     async def open_read(
         self, key: str, options: ReadOptions = _DEFAULT_READ
     ) -> AsyncIterator[FileReadStream]:
-        check_key(self.name, key)
+        check_plain_key(self.name, key)
         opened = OpenFile(store=self.name, key=key)
 
         async def open_it() -> ObjectInfo:
@@ -126,17 +126,11 @@ class FileDriver:
 
     async def delete(self, key: str, *, identity: str | None = None) -> None:
         self._check_writable(key)
-        if not self._options.allow_delete:
-            raise AccessDeniedError(
-                f"{self.name}/{key}: this store is configured to keep its images.",
-                store=self.name,
-                key=key,
-                hint="Set allow_delete = true for the store, or delete the image by hand.",
-            )
+        check_may_delete(self.name, key, self._options)
         await self._threads.run(self._delete, key, identity)
 
     async def clear_attempt(self, key: str, attempt: str, *, keep_object: bool) -> bool:
-        check_key(self.name, key)
+        check_plain_key(self.name, key)
         name = attempt_name(self.name, key, attempt)
         return await self._threads.run(self._clear_attempt, key, name, keep_object=keep_object)
 
@@ -154,7 +148,7 @@ class FileDriver:
         )
 
     def _open(self, key: str, into: OpenFile) -> Root:
-        check_key(self.name, key)
+        check_plain_key(self.name, key)
         return self._directories.open(key, into)
 
     def _begin(self, attempt: AttemptFile, size_bytes: int | None) -> None:
@@ -169,11 +163,7 @@ class FileDriver:
             found = stat_at(dir_fd, key)
             require_regular(found, store=self.name, key=key)
             if identity not in (None, found.identity):
-                raise ObjectChangedError(
-                    f"{self.name}/{key}: is another object than the one to delete; it was left as it is.",
-                    store=self.name,
-                    key=key,
-                )
+                raise not_the_one_to_delete(self.name, key)
             os.unlink(key, dir_fd=dir_fd)
             sync_directory(dir_fd)
 
@@ -200,14 +190,8 @@ class FileDriver:
         return made_object
 
     def _check_writable(self, key: str) -> None:
-        check_key(self.name, key)
-        if self._options.read_only:
-            raise ReadOnlyStoreError(
-                f"{self.name}/{key}: the store is configured read-only.",
-                store=self.name,
-                key=key,
-                hint="Set read_only = false for the store to write to it.",
-            )
+        check_plain_key(self.name, key)
+        check_not_read_only(self.name, key, self._options)
 
     async def _describe(self, key: str, path: str, found: FileStat) -> ObjectInfo:
         return ObjectInfo(

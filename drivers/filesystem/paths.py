@@ -15,9 +15,7 @@ from contextlib import suppress
 from dataplane.errors import InvalidKeyError, NotAnImageError, ObjectChangedError
 from drivers.filesystem.errnos import os_errors_as_store_errors
 from drivers.filesystem.syscalls import FileStat, descriptor_path, stat_if_there, stat_of
-
-NAME_MAX_BYTES = 255
-"""Longest file name of every file system that matters (ext4, xfs, btrfs, tmpfs, NFS)."""
+from drivers.refusals import KEY_MAX_BYTES
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -27,29 +25,6 @@ _KINDS = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
-
-
-def check_key(store: str, key: str) -> None:
-    """Raise `InvalidKeyError` unless the key is the plain name of an image.
-
-    A leading dot is ours: attempts are hidden files beside the images.
-    """
-    problem = ""
-    if not key:
-        problem = "is empty"
-    elif "/" in key or "\0" in key:
-        problem = "contains a slash or a NUL"
-    elif key.startswith("."):
-        problem = "begins with a dot"
-    elif _encoded_length(key) > NAME_MAX_BYTES:
-        problem = f"is longer than {NAME_MAX_BYTES} bytes or cannot be encoded"
-    if problem:
-        raise InvalidKeyError(
-            f"{store}: the key {key[:80]!r} {problem}.",
-            store=store,
-            key=key,
-            hint="A key is one plain file name, such as an image id.",
-        )
 
 
 def attempt_name(store: str, key: str, attempt: str | None) -> str:
@@ -62,12 +37,12 @@ def attempt_name(store: str, key: str, attempt: str | None) -> str:
     for plain, escaped in (("%", "%25"), (".", "%2E"), ("/", "%2F"), ("\0", "%00")):
         token = token.replace(plain, escaped)
     name = f".{key}.{token}.part"
-    if not token or _encoded_length(name) > NAME_MAX_BYTES:
+    if not token or _encoded_length(name) > KEY_MAX_BYTES:
         raise InvalidKeyError(
             f"{store}: the key {key[:80]!r} with the attempt {attempt!r} makes no usable file name.",
             store=store,
             key=key,
-            hint=f"Together they may have {NAME_MAX_BYTES - len('...part')} bytes, and neither may be empty.",
+            hint=f"Together they may have {KEY_MAX_BYTES - len('...part')} bytes, and neither may be empty.",
         )
     return name
 
@@ -76,7 +51,7 @@ def _encoded_length(name: str) -> int:
     try:
         return len(os.fsencode(name))
     except UnicodeEncodeError:
-        return NAME_MAX_BYTES + 1
+        return KEY_MAX_BYTES + 1
 
 
 def require_regular(found: FileStat, *, store: str, key: str) -> None:

@@ -7,12 +7,10 @@ which ends with it, so nothing that belongs to one host (a connection, a cookie,
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import ipaddress
 import re
 import socket
 import ssl
-import time
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +31,7 @@ from dataplane.errors import (
 )
 from drivers.blocking import run_blocking
 from drivers.http.url import parse_http_url
+from drivers.wire import reason_of, retry_after_s
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _RETRY_LATER: Final = frozenset({408, 425, 429})
 _HEADERS: Final = {"User-Agent": "glissade", "Accept": "*/*", "Accept-Encoding": "identity"}
-_LONGEST_RETRY_AFTER_S = 86400.0
 
 
 class HttpAnswer:
@@ -323,19 +321,7 @@ def client_errors_as_store_errors(store: str, url: HttpUrl) -> Iterator[None]:
         raise TruncatedError(f"{store}: the body of {url} broke off.", store=store, key=key) from error
     except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError) as error:
         # OSError includes TimeoutError: of the connection, or of the headers.
-        raise UnavailableError(f"{store}: {url} failed: {_reason(error)}.", store=store, key=key) from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "no connection or no answer in time"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect ({error.os_error.strerror or type(error.os_error).__name__})"
-    if isinstance(error, (aiohttp.ClientResponseError, aiohttp.http_exceptions.HttpProcessingError)):
-        return "the server does not speak proper HTTP"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the server closed the connection without an answer"
-    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+        raise UnavailableError(f"{store}: {url} failed: {reason_of(error)}.", store=store, key=key) from error
 
 
 def error_for_status(store: str, answer: HttpAnswer) -> StoreError:
@@ -356,19 +342,6 @@ def error_for_status(store: str, answer: HttpAnswer) -> StoreError:
             f"{message}.",
             store=store,
             key=key,
-            retry_after_s=_retry_after_s(answer.headers.get("Retry-After")),
+            retry_after_s=retry_after_s(answer.headers.get("Retry-After")),
         )
     return SourceRefusedError(f"{message}, which is no image.", store=store, key=key)
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds or a date (RFC 9110 10.2.3); None when there is nothing that makes sense."""
-    if value is None:
-        return None
-    if value.isascii() and value.isdigit():
-        return min(float(value[:9]), _LONGEST_RETRY_AFTER_S)
-    try:
-        moment = email.utils.parsedate_to_datetime(value).timestamp()
-    except (ValueError, OverflowError):
-        return None
-    return min(max(0.0, moment - time.time()), _LONGEST_RETRY_AFTER_S)

@@ -8,9 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from dataplane.errors import (
-    AccessDeniedError,
     ObjectInUseError,
-    ReadOnlyStoreError,
     StoreError,
     StoreFullError,
     UnavailableError,
@@ -27,6 +25,7 @@ from drivers.rbd.reading import OpenImage, RbdReadStream, ReadBuffers, reading
 from drivers.rbd.removing import Removal, clear
 from drivers.rbd.session import WRITE_DEPTH, RbdWriteSession
 from drivers.rbd.url import RbdPlace
+from drivers.refusals import check_may_delete, check_not_read_only
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -133,13 +132,7 @@ class RbdDriver:
     async def delete(self, key: str, *, identity: str | None = None) -> None:
         image_name(self.name, key)
         self._check_not_read_only(key)
-        if not self._options.allow_delete:
-            raise AccessDeniedError(
-                f"{self.name}/{key}: this store is configured to keep its images.",
-                store=self.name,
-                key=key,
-                hint="Set allow_delete = true for the store, or delete the image by hand.",
-            )
+        check_may_delete(self.name, key, self._options)
         await self._threads.run(self._delete, key, identity)
 
     async def clear_attempt(self, key: str, attempt: str, *, keep_object: bool) -> bool:
@@ -258,13 +251,7 @@ class RbdDriver:
         self._check_not_read_only(key)
 
     def _check_not_read_only(self, key: str) -> None:
-        if self._options.read_only:
-            raise ReadOnlyStoreError(
-                f"{self.name}/{key}: the store is configured read-only.",
-                store=self.name,
-                key=key,
-                hint="Set read_only = false for the store to write to it.",
-            )
+        check_not_read_only(self.name, key, self._options)
 
     def _describe_opened(self, opened: OpenImage) -> ObjectInfo:
         name = image_name(self.name, opened.key)

@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass
 
 from dataplane.errors import InvalidKeyError
+from drivers.refusals import KEY_MAX_BYTES
 
 SNAPSHOT = "snap"
 """glance_store's: made last and protected, it says that the image is whole."""
@@ -13,7 +14,6 @@ SNAPSHOT = "snap"
 ATTEMPT_NOTE = "glissade.attempt"
 """The image's metadata entry that proves which attempt made it."""
 
-_KEY_MAX_BYTES = 255
 _NAME_MAX_BYTES = 400  # of an attempt: key and attempt together
 
 
@@ -41,8 +41,8 @@ def image_name(store: str, key: str) -> ImageName:
         problem = "contains a slash, a second @ or a NUL"
     elif image.startswith("."):
         problem = "begins with a dot"
-    elif _encoded_length(key) > _KEY_MAX_BYTES:
-        problem = f"is longer than {_KEY_MAX_BYTES} bytes or cannot be encoded"
+    elif _encoded_length(key) > KEY_MAX_BYTES:
+        problem = f"is longer than {KEY_MAX_BYTES} bytes or cannot be encoded"
     if problem:
         raise InvalidKeyError(
             f"{store}: the key {key[:80]!r} {problem}.",

@@ -7,21 +7,19 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from dataplane.errors import (
-    AccessDeniedError,
     NotFoundError,
-    ObjectChangedError,
-    ReadOnlyStoreError,
     StoreError,
 )
 from dataplane.store import Capabilities, Driver, ObjectInfo, ReadOptions, StoreSpace, WriteOptions
 from drivers.blocking import BlockingThreads
 from drivers.parts import PartBuffers
+from drivers.refusals import check_may_delete, check_not_read_only, check_plain_key, not_the_one_to_delete
 from drivers.s3.attempt import S3Attempt, clear
 from drivers.s3.checks import PartMd5
 from drivers.s3.config import MOST_PARTS
 from drivers.s3.errors import PreconditionError
 from drivers.s3.features import RESERVED, FeatureProbe
-from drivers.s3.marker import Marks, check_key
+from drivers.s3.marker import Marks
 from drivers.s3.offload import S3Offload, S3Origin
 from drivers.s3.reading import S3Reader
 from drivers.s3.service import S3Service
@@ -102,12 +100,12 @@ class S3Driver:
         return StoreSpace()
 
     async def stat(self, key: str) -> ObjectInfo:
-        check_key(self.name, key)
+        check_plain_key(self.name, key)
         return self._describe(key, await self._reader.look(key))
 
     @asynccontextmanager
     async def open_read(self, key: str, options: ReadOptions = _DEFAULT_READ) -> AsyncIterator[S3ReadStream]:
-        check_key(self.name, key)
+        check_plain_key(self.name, key)
         if self._config.read_streams == 1:
             async with self._reader.open(key, options) as stream:
                 yield stream
@@ -162,19 +160,9 @@ class S3Driver:
 
     async def delete(self, key: str, *, identity: str | None = None) -> None:
         self._check_writable(key)
-        if not self._options.allow_delete:
-            raise AccessDeniedError(
-                f"{self.name}/{key}: this store is configured to keep its images.",
-                store=self.name,
-                key=key,
-                hint="Set allow_delete = true for the store, or delete the image by hand.",
-            )
+        check_may_delete(self.name, key, self._options)
         found = await self._reader.look(key)
-        changed = ObjectChangedError(
-            f"{self.name}/{key}: is another object than the one to delete; it was left as it is.",
-            store=self.name,
-            key=key,
-        )
+        changed = not_the_one_to_delete(self.name, key)
         if identity not in (None, found.identity):
             raise changed
         try:
@@ -183,7 +171,7 @@ class S3Driver:
             raise changed from error
 
     async def clear_attempt(self, key: str, attempt: str, *, keep_object: bool) -> bool:
-        check_key(self.name, key)
+        check_plain_key(self.name, key)
         return await clear(self._service, key, attempt, keep_object=keep_object)
 
     async def aclose(self) -> None:
@@ -227,14 +215,8 @@ class S3Driver:
         return own
 
     def _check_writable(self, key: str) -> None:
-        check_key(self.name, key)
-        if self._options.read_only:
-            raise ReadOnlyStoreError(
-                f"{self.name}/{key}: the store is configured read-only.",
-                store=self.name,
-                key=key,
-                hint="Set read_only = false for the store to write to it.",
-            )
+        check_plain_key(self.name, key)
+        check_not_read_only(self.name, key, self._options)
 
     def _describe(self, key: str, found: S3Object) -> ObjectInfo:
         config = self._config

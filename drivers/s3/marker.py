@@ -25,33 +25,12 @@ if TYPE_CHECKING:
 
     from drivers.s3.service import S3Service
 
-KEY_MAX_BYTES: Final = 255
 _OBJECT_KEY_MAX_BYTES: Final = 1024
 _FORMAT: Final = 1
 _LONGEST_BYTES: Final = 64 * 1024
 _CREATE_TAKES: Final = timedelta(minutes=15)
 """Uploads that began later than this after the mark announced one are not the one that it announced."""
 _CLAIM_ENDS: Final = timedelta(minutes=15)
-
-
-def check_key(store: str, key: str) -> None:
-    """Raise `InvalidKeyError` unless the key is the plain name of an image. A leading dot is ours."""
-    problem = ""
-    if not key:
-        problem = "is empty"
-    elif "/" in key or not key.isprintable():
-        problem = "contains a slash or what cannot be printed"
-    elif key.startswith("."):
-        problem = "begins with a dot"
-    elif len(key.encode(errors="replace")) > KEY_MAX_BYTES:
-        problem = f"is longer than {KEY_MAX_BYTES} bytes"
-    if problem:
-        raise InvalidKeyError(
-            f"{store}: the key {key[:80]!r} {problem}.",
-            store=store,
-            key=key,
-            hint="A key is one plain name, such as an image id.",
-        )
 
 
 def marker_key(store: str, key: str, attempt: str) -> str:

@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from dataplane.errors import (
-    AccessDeniedError,
     NotFoundError,
     ObjectChangedError,
     ReadOnlyStoreError,
@@ -17,9 +16,10 @@ from dataplane.errors import (
 )
 from dataplane.store import Capabilities, Driver, ObjectInfo, ReadOptions, StoreSpace, WriteOptions
 from drivers.parts import PartBuffers
+from drivers.refusals import check_may_delete, check_not_read_only, check_plain_key, not_the_one_to_delete
 from drivers.swift.attempt import SwiftAttempt, Turns, clear_attempt
 from drivers.swift.client import Answer, Limits, SwiftClient
-from drivers.swift.names import check_key, container_of, probe_name
+from drivers.swift.names import container_of, probe_name
 from drivers.swift.objects import Found, Objects, found_by
 from drivers.swift.offload import Place, SwiftOffload, SwiftOrigin
 from drivers.swift.reading import SwiftReadStream, range_header, total_of
@@ -159,27 +159,17 @@ class SwiftDriver:
 
     async def delete(self, key: str, *, identity: str | None = None) -> None:
         self._check_writable(key)
-        if not self._options.allow_delete:
-            raise AccessDeniedError(
-                f"{self.name}/{key}: this store is configured to keep its images.",
-                store=self.name,
-                key=key,
-                hint="Set allow_delete = true for the store, or delete the image by hand.",
-            )
+        check_may_delete(self.name, key, self._options)
         container = container_of(self._config, key)
         found = await self._objects.find(container, key, key=key)
         if found is None:
             raise self._missing(key)
         if identity is not None and not found.is_the_one(identity):
-            raise ObjectChangedError(
-                f"{self.name}/{key}: is another object than the one to delete; it was left as it is.",
-                store=self.name,
-                key=key,
-            )
+            raise not_the_one_to_delete(self.name, key)
         await self._objects.remove(container, key, found, key=key)
 
     async def clear_attempt(self, key: str, attempt: str, *, keep_object: bool) -> bool:
-        check_key(self.name, key)
+        check_plain_key(self.name, key)
         container = container_of(self._config, key)
         return await clear_attempt(
             self._objects, container, key=key, attempt=attempt, keep_object=keep_object
@@ -298,24 +288,18 @@ class SwiftDriver:
                 key=key,
                 hint="Write to a store without multi_tenant.",
             )
-        check_key(self.name, key)
-        if self._options.read_only:
-            raise ReadOnlyStoreError(
-                f"{self.name}/{key}: the store is configured read-only.",
-                store=self.name,
-                key=key,
-                hint="Set read_only = false for the store to write to it.",
-            )
+        check_plain_key(self.name, key)
+        check_not_read_only(self.name, key, self._options)
 
     def _split(self, key: str) -> tuple[str, str, str | None]:
         """Container, object and (in a multi-tenant store) account of a key."""
         if not self._config.multi_tenant:
-            check_key(self.name, key)
+            check_plain_key(self.name, key)
             return container_of(self._config, key), key, None
         account, _, rest = key.partition("/")
         container, _, name = rest.partition("/")
         for part in (account, container, name):
-            check_key(self.name, part)
+            check_plain_key(self.name, part)
         return container, name, account
 
     async def _root(self, account: str | None) -> str | None:

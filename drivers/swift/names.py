@@ -16,37 +16,14 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from dataplane.errors import InvalidKeyError
-
 if TYPE_CHECKING:
     from drivers.swift.config import SwiftConfig
 
 TOKEN_HEADER: Final = "X-Object-Meta-Glissade-Object"  # noqa: S105 - a header's name
 """Names the making of an object: it stays as long as the object, and differs in each new one."""
 
-_LONGEST_KEY_BYTES = 255
 _PLAIN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _SEGMENT = re.compile(r"(\d{5,})-[0-9a-f]+")
-
-
-def check_key(store: str, key: str) -> None:
-    """Raise `InvalidKeyError` unless the key is a plain name."""
-    problem = ""
-    if not key:
-        problem = "is empty"
-    elif "/" in key or not key.isprintable():
-        problem = "contains a slash or what cannot be printed"
-    elif key.startswith("."):
-        problem = "begins with a dot"
-    elif len(key.encode(errors="surrogatepass")) > _LONGEST_KEY_BYTES:
-        problem = f"is longer than {_LONGEST_KEY_BYTES} bytes"
-    if problem:
-        raise InvalidKeyError(
-            f"{store}: the key {key[:80]!r} {problem}.",
-            store=store,
-            key=key,
-            hint="A key is one plain name, such as an image id.",
-        )
 
 
 def container_of(config: SwiftConfig, key: str) -> str:
