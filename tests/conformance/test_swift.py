@@ -52,16 +52,8 @@ class TestSwift(DriverSuite):
 
 
 @pytest.mark.service("swift")
-class TestSwiftInSegments(DriverSuite):
-    @pytest.fixture
-    async def fresh(self, swift_server: Swift) -> AsyncIterator[FreshStore]:
-        async with fresh_swift(swift_server.tempauth, configure=in_segments) as fresh:
-            yield fresh
-
-
-@pytest.mark.service("swift")
 @pytest.mark.service("keystone")
-class TestSwiftByKeystone(DriverSuite):
+class TestSwiftByKeystoneInSegments(DriverSuite):
     @pytest.fixture
     async def fresh(self, swift_keystone: SwiftEndpoint) -> AsyncIterator[FreshStore]:
         async with fresh_swift(swift_keystone, configure=in_segments) as fresh:
