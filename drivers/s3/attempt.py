@@ -18,7 +18,7 @@ from dataplane.errors import (
     StoreError,
     UnavailableError,
 )
-from drivers.s3.errors import PreconditionError, UploadGoneError
+from drivers.s3.errors import NoBucketError, PreconditionError, UploadGoneError
 from drivers.s3.features import RESERVED, Ground
 from drivers.s3.marker import Mark, Marks, claim_key, marker_key
 from drivers.s3.patience import patiently, to_the_end
@@ -241,15 +241,20 @@ class S3Attempt:
 
         async def create() -> None:
             self._may_have_lost_upload = True
-            answer = await self._service.call(
-                "create_multipart_upload",
-                key=self._key,
-                doing="beginning its upload",
-                Key=self._key,
-                Metadata=self.metadata,
-                ContentType="application/octet-stream",
-                **asked,
-            )
+            try:
+                answer = await self._service.call(
+                    "create_multipart_upload",
+                    key=self._key,
+                    doing="beginning its upload",
+                    Key=self._key,
+                    Metadata=self.metadata,
+                    ContentType="application/octet-stream",
+                    **asked,
+                )
+            except NoBucketError as error:
+                # Our mark lies in the bucket. Swift makes the container of the parts with the first upload,
+                # and tells those who come at the same moment that there is none.
+                raise UnavailableError(error.message, store=error.store, key=error.key) from error
             self._upload_id = answer["UploadId"]
 
         tried = 0

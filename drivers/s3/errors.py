@@ -35,6 +35,10 @@ class PreconditionError(StoreError):
     """The condition that went with the request does not hold: the object exists, or is another one."""
 
 
+class NoBucketError(StoreError):
+    """The service does not know the bucket."""
+
+
 class UploadGoneError(StoreError):
     """There is no such multipart upload (any more)."""
 
@@ -78,7 +82,7 @@ def refusal(
     if code == "NoSuchUpload":
         return UploadGoneError(text, store=store, key=key)
     if code == "NoSuchBucket":
-        return StoreError(
+        return NoBucketError(
             text,
             store=store,
             key=key,
