@@ -13,7 +13,7 @@ from dataplane.errors import (
     UnavailableError,
 )
 from drivers.s3.checks import CHECKSUMS, PartMd5
-from drivers.s3.errors import PreconditionError, UploadGoneError, refusal, refusal_in_body
+from drivers.s3.errors import NoBucketError, PreconditionError, UploadGoneError, refusal, refusal_in_body
 from drivers.s3.marker import Mark, claim_key, marker_key
 from drivers.s3.service import Answer, etag_of, object_of
 
@@ -24,7 +24,7 @@ from drivers.s3.service import Answer, etag_of, object_of
         (404, "NoSuchKey", NotFoundError),
         (404, "404", NotFoundError),
         (404, "NoSuchUpload", UploadGoneError),
-        (404, "NoSuchBucket", StoreError),
+        (404, "NoSuchBucket", NoBucketError),
         (403, "SignatureDoesNotMatch", AccessDeniedError),
         (403, "403", AccessDeniedError),
         (403, "RequestTimeTooSkewed", AccessDeniedError),
