@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-T = TypeVar("T")
+T = TypeVar("T", "S3Server", "SwiftServer", "RbdServer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ def load(file: Path | None, group: str = "ceph") -> Services:
 
 def _known(kind: type[T], told: Mapping[str, Any] | None) -> T | None:
     """An object of the kind; what the file tells beyond its fields (a project, a domain) is for others."""
-    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]  # all kinds are dataclasses
+    names = {each.name for each in fields(kind)}
     return None if told is None else kind(**{name: told[name] for name in names & told.keys()})
 
 

@@ -97,7 +97,7 @@ class RbdOffload:
         self,
         source: Source,
         info: ObjectInfo,
-        options: OffloadOptions,  # noqa: ARG002 - the protocol's
+        options: OffloadOptions,  # noqa: ARG002 - `OffloadCopy`'s signature
     ) -> OffloadOffer:
         origin = await self._origin_of(source, info)
         return self._offer(await self._threads.run(self._parent_of, origin, source.name, info))

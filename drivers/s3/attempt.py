@@ -415,7 +415,7 @@ class S3Attempt:
                     store=self._service.store,
                     key=self._key,
                 )
-            await asyncio.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - not a secret
+            await asyncio.sleep(random.SystemRandom().uniform(0.02, 0.2))
         try:
             yield
         finally:

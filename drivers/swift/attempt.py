@@ -516,7 +516,7 @@ class SwiftAttempt:
                             store=self.store,
                             key=self.key,
                         )
-                    await asyncio.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - not a secret
+                    await asyncio.sleep(random.SystemRandom().uniform(0.05, 0.5))
                 yield
             finally:
                 await self._delete(claim)

@@ -67,7 +67,7 @@ class _Choice:
     size_bytes: int
     segments: list[Segment]
     account: str | None
-    storage_url: str
+    place: Place
 
 
 class SwiftOffload:
@@ -93,7 +93,7 @@ class SwiftOffload:
         self._describe = describe
         self._check_writable = check_writable
 
-    async def offer(self, source: Source, info: ObjectInfo, options: OffloadOptions) -> OffloadOffer:  # noqa: ARG002
+    async def offer(self, source: Source, info: ObjectInfo, options: OffloadOptions) -> OffloadOffer:  # noqa: ARG002 - a copy is a copy
         return (await self._choose(source, info)).offer
 
     async def __call__(
@@ -105,7 +105,7 @@ class SwiftOffload:
         try:
             await attempt.begin()
             await self._copy(attempt, choice)
-            now = await self._look(source, info, choice.storage_url)
+            now = await self._look(source, info, choice.place)
             if now.identity != choice.found.identity:
                 raise _changed(source, info)
             if choice.segments:
@@ -145,7 +145,7 @@ class SwiftOffload:
         own = Place(storage_url=mine, container="", name="")
         if place.server != own.server:
             raise self._declined(info, f"{source.name} is on another server")
-        found = await self._look(source, info, place.storage_url)
+        found = await self._look(source, info, place)
         if info.identity is not None and found.identity != info.identity:
             raise _changed(source, info)
         if found.size_bytes is None:
@@ -166,17 +166,14 @@ class SwiftOffload:
             size_bytes=found.size_bytes,
             segments=segments,
             account=None if place.storage_url == mine else place.account,
-            storage_url=place.storage_url,
+            place=place,
         )
 
-    async def _look(self, source: Source, info: ObjectInfo, storage_url: str) -> Found:
+    async def _look(self, source: Source, info: ObjectInfo, place: Place) -> Found:
         """The source's object, as our own credentials see it."""
-        origin = source.capabilities.origin
-        assert isinstance(origin, SwiftOrigin)  # noqa: S101 - `_choose` has looked
-        place = await origin.place(info.key)
         try:
             found = await self._objects.find(
-                place.container, place.name, key=info.key, storage_url=storage_url
+                place.container, place.name, key=info.key, storage_url=place.storage_url
             )
         except AccessDeniedError as error:
             raise self._declined(info, f"our credentials cannot read {source.name}") from error

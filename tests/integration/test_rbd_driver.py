@@ -284,7 +284,7 @@ async def test_publishing_that_was_cut_off_is_finished_by_clearing(ceph: Ceph, k
         raise ConnectionAbortedError("killed here")
 
     async with store(ceph) as driver:
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(ConnectionAbortedError):  # noqa: PT012
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ConnectionAbortedError):  # noqa: PT012 - it is killed inside the session
             async with driver.open_write(KEY, WriteOptions(size_bytes=len(DATA), attempt="one")) as session:
                 await feed(session, DATA)
                 patch.setattr(images, "finish_publishing", killed)
@@ -372,7 +372,7 @@ async def test_an_attempt_that_another_process_still_writes_is_never_published(c
             clearing = asyncio.create_task(judge.clear_attempt(KEY, "one", keep_object=False))
             with judge._connection.used() as pool:
                 name = session._attempt.name
-                while await asyncio.to_thread(image_id, pool, name) is not None:  # noqa: ASYNC110
+                while await asyncio.to_thread(image_id, pool, name) is not None:  # noqa: ASYNC110 - the cluster tells nobody
                     await asyncio.sleep(0.05)
             with pytest.raises(StoreError, match="cleared away"):
                 await session.commit()
@@ -425,7 +425,7 @@ async def test_an_osd_that_stops_in_mid_transfer_is_a_typed_error_and_passes(cep
         await write_image(driver, OTHER_KEY, DATA)
         begun = time.monotonic()
         try:
-            with pytest.raises(UnavailableError):  # noqa: PT012
+            with pytest.raises(UnavailableError):  # noqa: PT012 - it fails inside the session
                 async with driver.open_write(
                     KEY, WriteOptions(size_bytes=len(DATA), attempt="one")
                 ) as session:
@@ -533,7 +533,7 @@ async def test_a_pool_that_becomes_full_in_mid_transfer_says_so(ceph: Ceph) -> N
     async with store(ceph, StoreOptions(stall_timeout_s=10.0)) as driver:
         await write_image(driver, OTHER_KEY, DATA)
         try:
-            with pytest.raises(StoreFullError):  # noqa: PT012
+            with pytest.raises(StoreFullError):  # noqa: PT012 - it fails inside the session
                 async with driver.open_write(
                     KEY, WriteOptions(size_bytes=len(DATA), attempt="one")
                 ) as session:

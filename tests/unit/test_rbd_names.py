@@ -133,4 +133,4 @@ def test_an_attempt_that_makes_no_name_is_refused(attempt: str) -> None:
 )
 def test_a_wrong_setting_is_named(wrong: dict[str, object], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        RbdConfig(**wrong)  # type: ignore[arg-type]
+        RbdConfig(**wrong)  # type: ignore[arg-type]  # wrong on purpose

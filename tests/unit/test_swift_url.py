@@ -170,4 +170,4 @@ def config(**changes: object) -> SwiftConfig:
         "key": Secret("hush"),
         **changes,
     }
-    return SwiftConfig(**values)  # type: ignore[arg-type]
+    return SwiftConfig(**values)  # type: ignore[arg-type]  # checked by SwiftConfig itself
