@@ -64,17 +64,15 @@ async def _ours(arguments: dict[str, Any]) -> tuple[Window, list[dict[str, str]]
     sets = [DigestSet(arguments["algorithms"], threads) for _ in range(streams)]
     chunks = stream_chunks(streams)
 
-    async def feed(stream: int, member: int) -> None:
-        digest = sets[stream].members[member]
+    async def feed(stream: int) -> None:
         for number in range(arguments["size_bytes"] // CHUNK_BYTES):
-            await digest.update([chunks[stream][number % CHUNKS]])
+            await sets[stream].update(sets[stream].members, [chunks[stream][number % CHUNKS]])
 
     try:
         with Window() as window:
             async with asyncio.TaskGroup() as group:
                 for stream in range(streams):
-                    for member in range(len(arguments["algorithms"])):
-                        group.create_task(feed(stream, member))
+                    group.create_task(feed(stream))
     finally:
         threads.close()
     return window, [digests.hexdigests() for digests in sets]

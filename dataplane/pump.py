@@ -21,6 +21,7 @@ import xxhash
 
 from dataplane.digests import FAST_DIGEST
 from dataplane.errors import GlissadeError, SizeMismatchError
+from dataplane.failpoints import Arrow, fail_point
 from dataplane.stall import progress_within
 from dataplane.throttle import take_from_all
 
@@ -103,7 +104,7 @@ async def pump(
     """
     run = _Run(pool, window_chunks + max((sink.depth - 1 for sink in sinks), default=0), progress)
     writers = [_Writer(sink, stall_timeout_s, checkpointer) for sink in sinks]
-    lanes: list[_Lane] = [*writers, *(_Hasher(digest, checkpointer) for digest in digests.members)]
+    lanes: list[_Lane] = [*writers, *_hashers(digests, checkpointer)]
     if any(lane.start < start for lane in lanes):
         raise ValueError(f"a consumer lacks bytes before {start}")
     if checkpointer is not None:
@@ -479,6 +480,7 @@ class _Writer(_Lane):
         sink = self.sink
         async with progress_within(self._stall_timeout_s, store=sink.store, key=sink.key, doing="writing"):
             await sink.session.write(chunk.data, is_hole=chunk.is_hole)
+        fail_point(Arrow.COPYING)
 
     def _is_mark_due(self) -> bool:
         return self._checkpointer is not None and self._at - self._marked_at >= self._step_bytes
@@ -495,10 +497,15 @@ class _Writer(_Lane):
 
 
 class _Hasher(_Lane):
-    def __init__(self, digest: Digest, checkpointer: Checkpointer | None) -> None:
-        super().__init__(digest.size_bytes or 0)
-        self._digest = digest
-        self._checkpointer = checkpointer if digest.can_export else None
+    """All digests that begin with the same byte: they see the same pieces at the same time."""
+
+    def __init__(
+        self, digests: DigestSet, members: Sequence[Digest], start: int, checkpointer: Checkpointer | None
+    ) -> None:
+        super().__init__(start)
+        self._digests = digests
+        self._members = members
+        self._checkpointer = checkpointer
 
     async def work(self) -> None:
         ended = False
@@ -506,13 +513,25 @@ class _Hasher(_Lane):
             batch, ended = await _next_batch(self.queue)
             try:
                 if batch:
-                    await self._digest.update([chunk.data for chunk in batch])
-                    if self._checkpointer is not None:
-                        state = self._digest.export()
-                        self._checkpointer.digest_at(self._digest.algorithm, state, batch[-1].end)
+                    await self._digests.update(self._members, [chunk.data for chunk in batch])
+                    self._tell(batch[-1].end)
             finally:
                 for chunk in batch:
                     chunk.done()
+
+    def _tell(self, at: int) -> None:
+        if self._checkpointer is None:
+            return
+        for digest in self._members:
+            if digest.can_export:
+                self._checkpointer.digest_at(digest.algorithm, digest.export(), at)
+
+
+def _hashers(digests: DigestSet, checkpointer: Checkpointer | None) -> list[_Hasher]:
+    by_start: dict[int, list[Digest]] = {}
+    for digest in digests.members:
+        by_start.setdefault(digest.size_bytes or 0, []).append(digest)
+    return [_Hasher(digests, members, start, checkpointer) for start, members in by_start.items()]
 
 
 class _PartHasher(_Lane):

@@ -76,16 +76,13 @@ class Digest:
         algorithm: str,
         threads: HashThreads,
         *,
-        stream: object | None = None,
         saved_state: bytes | None = None,
     ) -> None:
-        """`stream` is the same for all digests of one stream, see `HashThreads.update`. `saved_state` is what
-        `export` gave: the digest goes on from there. Raises `DigestStateError` when it is damaged, of another
-        algorithm, or cannot be used because hashlib computes this one here.
+        """`saved_state` is what `export` gave: the digest goes on from there. Raises `DigestStateError` when
+        it is damaged, of another algorithm, or cannot be used because hashlib computes this one here.
         """
         self.algorithm = algorithm
         self._threads = threads
-        self._stream = stream
         self._lane_state: State | None = None
         self._plain: PlainHash | None = None
         if kernels.load().lanes(algorithm):
@@ -101,12 +98,12 @@ class Digest:
         return self._lane_state is not None
 
     async def update(self, pieces: Sequence[memoryview]) -> None:
-        """Append the pieces; see `HashThreads.update`."""
-        await self._threads.update(self.algorithm, self._state, pieces, stream=self._stream)
+        """Append the pieces; see `HashThreads.update_all`."""
+        await self._threads.update(self.algorithm, self.state, pieces)
 
     def hexdigest(self) -> str:
         """Of all bytes so far; more may follow. No update may be under way."""
-        return self._state.hexdigest()
+        return self.state.hexdigest()
 
     def export(self) -> bytes:
         """The state after all bytes so far, to be saved. No update may be under way. Raises
@@ -122,7 +119,8 @@ class Digest:
         return None if self._lane_state is None else self._lane_state.length
 
     @property
-    def _state(self) -> State | PlainHash:
+    def state(self) -> State | PlainHash:
+        """What is updated, for `HashThreads`."""
         state = self._lane_state or self._plain
         if state is None:
             raise RuntimeError("a digest has one of two states")
@@ -149,9 +147,7 @@ class DigestSet:
         states = saved_states or {}
         if states and (missing := [name for name in names if name not in states]):
             raise DigestStateError(f"There is no saved state of {', '.join(missing)}.")
-        self.members = tuple(
-            Digest(name, threads, stream=self, saved_state=states.get(name)) for name in names
-        )
+        self.members = tuple(Digest(name, threads, saved_state=states.get(name)) for name in names)
 
     @classmethod
     def restore(cls, saved_states: Mapping[str, bytes], threads: HashThreads) -> Self:
@@ -174,10 +170,14 @@ class DigestSet:
         if saved_state is None:
             return fresh
         try:
-            return Digest(fresh.algorithm, self.threads, stream=self, saved_state=saved_state)
+            return Digest(fresh.algorithm, self.threads, saved_state=saved_state)
         except DigestStateError as error:
             log.warning("A digest begins anew: %s", error)
             return fresh
+
+    async def update(self, members: Sequence[Digest], pieces: Sequence[memoryview]) -> None:
+        """Append the pieces to these members; see `HashThreads.update_all`."""
+        await self.threads.update_all([(member.algorithm, member.state) for member in members], pieces)
 
     @property
     def can_export(self) -> bool:

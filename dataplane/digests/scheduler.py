@@ -4,7 +4,8 @@ All transfers of the process share them. A stream that has bytes is *ready*; a t
 of one algorithm (as many as the widest kernel has lanes), hashes the same number of bytes of each, hands back
 those that are done, and puts the others at the end of the line. Nobody is waited for: a lone stream goes
 alone, and whoever becomes ready meanwhile joins in the next round. Streams that want md5 and sha512 of the
-same bytes get both in one round, where that is cheaper.
+same bytes get both in one round, where that is cheaper: by one thread, because two with half the streams
+each take nearly twice the CPU time, and after a moment's patience for those that were just here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeGuard
@@ -20,7 +22,7 @@ from dataplane.digests import kernels
 from dataplane.store import KIB, MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from dataplane.digests._lanes import State
 
@@ -29,6 +31,12 @@ ROUND_BYTES = MIB
 
 _SHORT_BYTES = 16 * KIB
 """A piece below this is hashed alone: it would cut the round short for all the others."""
+
+_PATIENCE_S = 0.004
+"""How long streams wait for others to share a round of md5 and sha512: about what a round takes, or a chunk
+of another one to come in. Only for those that were here `_RECENTLY_S` ago, so a lone stream never waits.
+"""
+_RECENTLY_S = 0.02
 
 _FIRST_CLASS = frozenset({"md5", "xxh3_128"})
 """What the first thread hashes; the others are at home in the second. An image has md5 and one of those."""
@@ -42,8 +50,9 @@ class PlainHash(Protocol):
 
 
 class _Job:
-    """One `update`: pieces of one stream that wait for their round. Belongs to whoever took it from the
-    line; `is_running` and `is_cancelled` are protected by the scheduler's lock.
+    """One hash of one `update`: pieces of one stream that wait for their round. `twins` is the same for all
+    hashes of the update. Belongs to whoever took it from the line; `since` (when it got in line),
+    `is_running` and `is_cancelled` are protected by the scheduler's lock.
     """
 
     __slots__ = (
@@ -55,9 +64,10 @@ class _Job:
         "loop",
         "offset",
         "pieces",
+        "since",
         "state",
-        "stream",
         "ticket",
+        "twins",
     )
 
     def __init__(
@@ -67,14 +77,15 @@ class _Job:
         pieces: Sequence[memoryview],
         *,
         ticket: int,
-        stream: object | None,
+        twins: object,
     ) -> None:
         self.key = key
-        self.stream = stream
+        self.twins = twins
         self.state = state
         self.pieces = deque(piece for piece in pieces if len(piece))
         self.offset = 0
         self.ticket = ticket
+        self.since = time.monotonic()
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self.loop.create_future()
         self.error: Exception | None = None
@@ -119,13 +130,14 @@ class _Line:
 class _Worker:
     """One thread; all but `thread` is protected by the scheduler's lock."""
 
-    __slots__ = ("is_idle", "key", "serves", "thread", "wake")
+    __slots__ = ("is_idle", "key", "round_pairs", "serves", "thread", "wake")
 
     def __init__(self, lock: threading.Lock, serves: frozenset[bool]) -> None:
         self.wake = threading.Condition(lock)
         self.serves = serves
         self.is_idle = False
         self.key = ""
+        self.round_pairs = 0
         self.thread: threading.Thread | None = None
 
 
@@ -146,6 +158,7 @@ class HashThreads:
         self._lines: dict[str, _Line] = {}
         self._tickets = itertools.count()
         self._is_closing = False
+        self._recent: dict[object, float] = {}
         both = frozenset({True, False})
         self._workers = [
             _Worker(self._lock, both if threads == 1 else frozenset({number % 2 == 0}))
@@ -158,31 +171,38 @@ class HashThreads:
             )
             worker.thread.start()
 
-    async def update(
-        self,
-        algorithm: str,
-        state: State | PlainHash,
-        pieces: Sequence[memoryview],
-        *,
-        stream: object | None = None,
+    async def update(self, algorithm: str, state: State | PlainHash, pieces: Sequence[memoryview]) -> None:
+        """Hash the pieces in order; see `update_all`."""
+        await self.update_all(((algorithm, state),), pieces)
+
+    async def update_all(
+        self, hashes: Sequence[tuple[str, State | PlainHash]], pieces: Sequence[memoryview]
     ) -> None:
-        """Hash the pieces in order. One update per state at a time. Cancelled, it returns when no thread
-        looks at them any more; the state is then of no use. `stream` is the same for all states of one
-        stream: while they are given the same memoryviews they may be updated together.
+        """Hash the pieces in order with every state (algorithm, state). One update per state at a time.
+
+        Cancelled or failed, it returns when no thread looks at the pieces any more; the states are then of
+        no use.
         """
-        job = _Job(kernels.family_of(algorithm), state, pieces, ticket=next(self._tickets), stream=stream)
-        if not job.pieces:
-            return
+        twins = object()
+        jobs = [
+            _Job(kernels.family_of(algorithm), state, pieces, ticket=next(self._tickets), twins=twins)
+            for algorithm, state in hashes
+        ]
+        jobs = [job for job in jobs if job.pieces]
         with self._lock:
             if self._is_closing:
                 raise RuntimeError("the hash threads are closed")
-            line = self._line(job.key)
-            line.jobs.append(job)
-            self._wake_for(job.key, line)
+            for job in jobs:
+                self._recent.pop(job.state, None)
+                self._line(job.key).jobs.append(job)
+            for job in jobs:
+                self._wake_for(job.key, self._line(job.key))
         try:
-            await job.future
-        except asyncio.CancelledError:
-            await self._let_go(job)
+            for job in jobs:
+                await job.future
+        except BaseException:
+            for job in jobs:
+                await self._let_go(job)
             raise
 
     def close(self) -> None:
@@ -196,11 +216,14 @@ class HashThreads:
                 worker.thread.join()
 
     async def _let_go(self, job: _Job) -> None:
+        """Returns when no thread looks at the job's pieces any more. It is cancelled or has failed."""
         with self._lock:
             job.is_cancelled = True
             if not job.is_running:
-                with suppress(ValueError):  # It is done, and the news is on the way.
+                with suppress(ValueError):  # It is done, and the news may be on the way.
                     self._lines[job.key].jobs.remove(job)
+                if job.future.done() and not job.future.cancelled():
+                    job.future.exception()  # Seen: the first one is what the caller hears about.
                 return
         # The cancellation took the future with it; `_finish` sets this one, on this event loop.
         job.future = job.loop.create_future()
@@ -240,18 +263,20 @@ class HashThreads:
         Waits for some; empty when closed.
         """
         worker.key = ""
+        worker.round_pairs = 0
         while True:
+            pairs = self._pairs()
+            patience_s = self._patience_s(pairs)
+            held = {job for pair in pairs for job in pair} if patience_s != 0 else set[_Job]()
             ready = [
-                (line.is_first_class not in worker.serves, line.jobs[0].ticket, key)
+                (line.is_first_class not in worker.serves, first.ticket, key)
                 for key, line in self._lines.items()
-                if line.jobs and self._takes(worker, key, line)
+                if (first := next((job for job in line.jobs if job not in held), None)) is not None
+                and self._takes(worker, key, line)
             ]
             if ready:
                 _, _, worker.key = min(ready)
-                line = self._lines[worker.key]
-                jobs = self._take_twins(worker.key) or [
-                    line.jobs.popleft() for _ in range(min(line.lanes, len(line.jobs)))
-                ]
+                jobs = self._take_from(worker, [] if held else pairs, held)
                 for job in jobs:
                     job.is_running = True
                 # What this thread does not do now may be somebody else's to do.
@@ -259,47 +284,80 @@ class HashThreads:
                     if other.jobs:
                         self._wake_for(key, other)
                 return jobs
-            if self._is_closing:
+            if self._is_closing and not held:
                 return []
             worker.is_idle = True
-            worker.wake.wait()
+            worker.wake.wait(patience_s or None)
             worker.is_idle = False
 
-    def _take_twins(self, key: str) -> list[_Job]:
-        """The jobs for md5 and for sha512 of the same bytes, where there are enough to do both together:
-        first those for md5, then their twins. Else nothing is taken.
-        """
+    def _take_from(
+        self, worker: _Worker, pairs: list[tuple[_Job, _Job]], held: Collection[_Job]
+    ) -> list[_Job]:
+        """Take the worker's round out of the lines. Of pairs first all for md5, then their twins."""
+        line = self._lines[worker.key]
+        if worker.key in kernels.BOTH and len(pairs) >= self._kernels.both_from > 0:
+            worker.round_pairs = len(pairs)
+            taken = [job for job, _ in pairs] + [twin for _, twin in pairs]
+        else:
+            taken = [job for job in line.jobs if job not in held][: line.lanes]
+        for key in {job.key for job in taken}:
+            self._lines[key].jobs = deque(job for job in self._lines[key].jobs if job not in taken)
+        return taken
+
+    def _pairs(self) -> list[tuple[_Job, _Job]]:
+        """The jobs for md5 and for sha512 of the same bytes, as many as go into one round."""
         first, second = (self._lines.get(family) for family in kernels.BOTH)
-        if not self._kernels.both_from or key not in kernels.BOTH or first is None or second is None:
+        if not self._kernels.both_from or first is None or second is None:
             return []
-        waiting = {id(job.stream): job for job in second.jobs if job.stream is not None}
-        pairs = [
+        waiting = {job.twins: job for job in second.jobs}
+        return [
             (job, twin)
             for job in first.jobs
-            if (twin := waiting.get(id(job.stream))) is not None
+            if (twin := waiting.get(job.twins)) is not None
             and job.is_twin_of(twin)
             and job.left() >= _SHORT_BYTES
         ][: kernels.BOTH_LANES]
-        if len(pairs) < self._kernels.both_from:
-            return []
-        taken = [job for job, _ in pairs] + [twin for _, twin in pairs]
-        for line in (first, second):
-            line.jobs = deque(job for job in line.jobs if job not in taken)
-        return taken
+
+    def _patience_s(self, pairs: list[tuple[_Job, _Job]]) -> float | None:
+        """How long these pairs shall wait for more of them: not at all when there is a round full of them; as
+        long as another thread does such a round, whose streams then come back (None: it will wake us); a
+        moment for streams that were just here.
+        """
+        if not pairs or len(pairs) == kernels.BOTH_LANES or self._is_closing:
+            return 0
+        running = sum(worker.round_pairs for worker in self._workers)
+        now = time.monotonic()
+        recent = sum(now - finished < _RECENTLY_S for finished in self._recent.values())
+        if not running + recent or len(pairs) + running + recent < self._kernels.both_from:
+            return 0
+        if running:
+            return None
+        return max(0, min(job.since for job, _ in pairs) + _PATIENCE_S - now)
 
     def _put_back(self, jobs: list[_Job]) -> list[_Job]:
         """Streams with bytes left go to the end of the line; returns those that are done."""
         done = []
+        now = time.monotonic()
         for job in jobs:
             job.is_running = False
             if job.is_done:
                 done.append(job)
+                if job.key == kernels.BOTH[0]:
+                    self._remember(job, now)
             else:
                 job.ticket = next(self._tickets)
+                job.since = now
                 line = self._lines[job.key]
                 line.jobs.append(job)
                 self._wake_for(job.key, line)  # A thread that only helped may not go on with it.
         return done
+
+    def _remember(self, job: _Job, now: float) -> None:
+        """A stream that may be back in a moment."""
+        self._recent = {
+            state: finished for state, finished in self._recent.items() if now - finished < _RECENTLY_S
+        }
+        self._recent[job.state] = now
 
     def _work(self, worker: _Worker) -> None:
         while True:
@@ -309,6 +367,7 @@ class HashThreads:
                 return
             _hash_round(jobs)
             with self._lock:
+                worker.round_pairs = 0
                 done = self._put_back(jobs)
             del jobs
             _tell(done)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import random
 import threading
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dataplane.digests import DigestSet, HashThreads, kernels
+from dataplane.digests import DigestSet, HashThreads, kernels, scheduler
 from dataplane.store import MIB
 
 if TYPE_CHECKING:
@@ -104,17 +103,70 @@ async def test_md5_and_sha512_of_the_same_bytes_are_done_together(
     sets = [DigestSet(("md5", "sha512"), threads) for _ in range(8)]
     async with asyncio.TaskGroup() as group:
         for digests in sets:
-            for member in digests.members:
-                group.create_task(member.update([_whole(digests), memoryview(DATA)[:100]]))
+            group.create_task(digests.update(digests.members, [memoryview(DATA), memoryview(DATA)[:100]]))
     assert not [row for row in rounds if row[1] > 1]
     expected = {name: hashlib.new(name, DATA + DATA[:100]).hexdigest() for name in kernels.BOTH}
     assert all(digests.hexdigests() == expected for digests in sets)
 
 
-@functools.cache
-def _whole(_: object) -> memoryview:
-    """The data as one memoryview per digest set, the same for its members, as the pump gives them."""
-    return memoryview(DATA)
+@pytest.mark.skipif(not kernels.load().both_from, reason="no kernel does md5 and sha512 together here")
+async def test_streams_that_take_turns_come_to_share_their_rounds(
+    threads: HashThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each comes back a little after it was done, as when its next chunk is being read."""
+    widths: list[int] = []
+    advance_both = kernels.advance_both
+
+    def noted(md5: list[Any], sha512: list[Any], views: list[memoryview], most: int) -> int:
+        widths.append(len(md5))
+        return advance_both(md5, sha512, views, most)
+
+    monkeypatch.setattr(kernels, "advance_both", noted)
+    monkeypatch.setattr(scheduler, "_PATIENCE_S", 1.0)  # On a busy machine too the others are waited for.
+    monkeypatch.setattr(scheduler, "_RECENTLY_S", 10.0)
+    sets = [DigestSet(("md5", "sha512"), threads) for _ in range(kernels.BOTH_LANES)]
+
+    async def feed(number: int, digests: DigestSet) -> None:
+        for _ in range(4):
+            await digests.update(digests.members, [memoryview(DATA)[:MIB]])
+            await asyncio.sleep(0.001 * number)
+
+    async with asyncio.TaskGroup() as group:
+        for number, digests in enumerate(sets):
+            group.create_task(feed(number, digests))
+    assert widths == [kernels.BOTH_LANES] * 4
+    expected = {name: hashlib.new(name, DATA[:MIB] * 4).hexdigest() for name in kernels.BOTH}
+    assert all(digests.hexdigests() == expected for digests in sets)
+
+
+@pytest.mark.skipif(not kernels.load().both_from, reason="no kernel does md5 and sha512 together here")
+async def test_streams_that_do_not_come_back_are_not_waited_for(
+    threads: HashThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_PATIENCE_S", 0.2)
+    sets = [DigestSet(("md5", "sha512"), threads) for _ in range(kernels.BOTH_LANES)]
+    piece = [memoryview(DATA)[:MIB]]
+    await asyncio.gather(*(digests.update(digests.members, piece) for digests in sets))
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await asyncio.gather(*(digests.update(digests.members, piece) for digests in sets[:5]))
+    expected = hashlib.md5(DATA[:MIB] * 4).hexdigest()
+    assert {digests.hexdigests()["md5"] for digests in sets[:5]} == {expected}
+
+
+async def test_an_update_of_several_hashes_that_fails_lets_go_of_all(threads: HashThreads) -> None:
+    class Broken(_Gate):
+        def update(self, data: memoryview) -> None:
+            raise ValueError("broken")
+
+    gate = _Gate()
+    task = asyncio.create_task(threads.update_all([("sha1", Broken()), ("sha3", gate)], [memoryview(DATA)]))
+    await asyncio.to_thread(gate.entered.wait, 10)
+    await asyncio.sleep(0.05)
+    assert not task.done()  # The other hash looks at the bytes still.
+    gate.open.set()
+    with pytest.raises(ValueError, match="broken"):
+        await task
 
 
 async def test_members_at_different_bytes_are_not_mixed_up(threads: HashThreads) -> None:
