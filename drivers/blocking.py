@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from dataplane.threads import run_in
+from dataplane.threads import after_the_event_loop, run_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,9 @@ class BlockingThreads:
     async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As `run_blocking`, in these threads."""
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix=self._name)
+            self._executor = ThreadPoolExecutor(
+                self._threads, thread_name_prefix=self._name, initializer=after_the_event_loop
+            )
         return await run_in(self._executor, fn, *args, **kwargs)
 
     async def aclose(self) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from dataplane.digests import kernels
 from dataplane.store import KIB, MIB
+from dataplane.threads import after_the_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -360,6 +361,7 @@ class HashThreads:
         self._recent[job.state] = now
 
     def _work(self, worker: _Worker) -> None:
+        after_the_event_loop()
         while True:
             with self._lock:
                 jobs = self._take(worker)
