@@ -94,6 +94,15 @@ class ObjectInUseError(StoreError):
     code = "object_in_use"
 
 
+class ObjectBusyError(ObjectInUseError):
+    """Somebody has the object open just now, or had when he was killed: what nobody has open any more counts
+    as open for a while.
+    """
+
+    code = "object_busy"
+    retryable = True
+
+
 class UnavailableError(StoreError):
     """The store cannot be reached or does not answer properly now; later it may."""
 

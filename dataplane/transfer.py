@@ -28,6 +28,7 @@ from dataplane.errors import (
     SourceRefusedError,
     StoreIOError,
 )
+from dataplane.failpoints import Arrow, fail_point
 from dataplane.measure import measure, read_options, read_through, wrong_size
 from dataplane.opened import Opened
 from dataplane.plan import STREAM, Step, plan
@@ -164,6 +165,7 @@ class _Transfer:
         self._resume = resume
         extra = (FAST_DIGEST,) if verify is VerifyMode.READBACK else ()
         self._digests = tuple(dict.fromkeys((*digests, *self._expected.digests, *extra)))
+        self._described: ObjectInfo | None = None
         self.size_bytes = 0
         self.bytes_read = 0
         self.resumed_from_bytes = 0
@@ -177,6 +179,7 @@ class _Transfer:
         """Stores in which unfinished data stay, for the next attempt."""
 
     async def run(self, destinations: Sequence[Destination], *, must_read: bool) -> None:
+        fail_point(Arrow.INTENDED)
         self._destination_count = len(destinations)
         self._stores = {destination.store.name: destination.store for destination in destinations}
         offers = await self._offers(destinations)
@@ -200,6 +203,7 @@ class _Transfer:
             for destination in destinations:
                 await self._read_back(destination)
             self._raise_if_all_failed()
+        fail_point(Arrow.VERIFIED)
 
     async def _offers(
         self, destinations: Sequence[Destination]
@@ -207,7 +211,6 @@ class _Transfer:
         """What each store says when asked to take the object by itself; those that fail get an outcome."""
         offers: dict[str, OffloadOffer | OffloadDeclinedError | None] = {}
         options = OffloadOptions(intent=self._intent)
-        info: ObjectInfo | None = None
         for destination in destinations:
             store = destination.store
             copy_from = store.capabilities.copy_from
@@ -215,7 +218,7 @@ class _Transfer:
             if copy_from is None or self._source.capabilities.origin is None:
                 continue
             started = time.monotonic()
-            info = info or await self._source.stat(self._key)
+            info = await self._describe_source()
             try:
                 offers[store.name] = await copy_from.offer(self._source, info, options)
             except OffloadDeclinedError as declined:
@@ -223,6 +226,12 @@ class _Transfer:
             except GlissadeError as error:
                 self._fail(destination, Step(store=store.name, reason="it was asked first"), error, started)
         return offers
+
+    async def _describe_source(self) -> ObjectInfo:
+        """For offloads, once: a store that copies makes sure that the source still is what was described."""
+        if self._described is None:
+            self._described = await self._source.stat(self._key)
+        return self._described
 
     async def _offload(
         self, destination: Destination, step: Step, offer: OffloadOffer
@@ -239,7 +248,7 @@ class _Transfer:
             self._progress.add(size_bytes)
 
         try:
-            source_info = await self._source.stat(self._key)
+            source_info = await self._describe_source()
             self._check_size(source_info)
             self.touched.add(store.name)
             self._progress.begin(offer.method, source_info.size_bytes)
@@ -261,6 +270,7 @@ class _Transfer:
         except GlissadeError as error:
             self._fail(destination, step, error, started)
             return None
+        fail_point(Arrow.DURABLE)
         self.size_bytes = done.info.size_bytes or 0
         self._progress.add(self.size_bytes - self._progress.bytes_done)
         self.outcomes[store.name] = Outcome(
@@ -424,6 +434,7 @@ class _Transfer:
             else:
                 start = 0 if before is None else before.mark.size_bytes
                 into.append(Opened(destination, step, session, own, start=start))
+                fail_point(Arrow.MADE)
         if lost and resume is not None:
             for one in into:
                 if one.start:
@@ -546,6 +557,7 @@ class _Transfer:
         async def commit(one: Opened) -> None:
             try:
                 info = await one.session.commit()
+                fail_point(Arrow.DURABLE)
                 if info.size_bytes not in (None, self.size_bytes):
                     raise SizeMismatchError(
                         f"{one.destination.store.name}/{one.destination.key}: the store reports"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from control.catalog.database import DatabaseAddress
     from tests.services.ceph import Ceph
     from tests.services.endpoints import SwiftEndpoint
     from tests.services.keystone import Keystone
+    from tests.services.postgres import Postgres
     from tests.services.swift import Swift
 
 STARTING_TIMEOUT_S = 400
@@ -29,7 +32,9 @@ STARTING_TIMEOUT_S = 400
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`make test SERVICES=none` leaves out everything that needs foreign programs, servers or mounts."""
     for item in items:
-        if "services" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+        # A fixture may ask for a server by its parameter: then only the marker tells.
+        starts = "services" in getattr(item, "fixturenames", ()) or item.get_closest_marker("service")
+        if starts and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(STARTING_TIMEOUT_S))
     if os.environ.get("SERVICES", "all") != "none":
         return
@@ -93,6 +98,49 @@ def keystone(services: Park) -> Keystone:
     """A Keystone for the whole session. Skips where it cannot run."""
     skip_unless_runnable("keystone")
     return services.keystone()
+
+
+@pytest.fixture(scope="session")
+def postgres(services: Park) -> Postgres:
+    """A PostgreSQL server for the whole session: use databases of your own. Skips where it cannot run.
+
+    A test that stops or freezes it lets it go on again, whatever happens.
+    """
+    skip_unless_runnable("postgres")
+    return services.postgres()
+
+
+@pytest.fixture(scope="session")
+def catalog_template(postgres: Postgres) -> str:
+    """The name of a PostgreSQL database that has this version's tables."""
+    name = postgres.new_database()
+    asyncio.run(_give_tables(postgres.address(name)))
+    return name
+
+
+async def _give_tables(address: DatabaseAddress) -> None:
+    from control.catalog.database import connect_database
+
+    database = await connect_database(address)
+    await database.upgrade()
+    await database.aclose()
+
+
+@pytest.fixture
+def shared_catalog(postgres: Postgres, catalog_template: str) -> DatabaseAddress:
+    """A new catalogue on PostgreSQL."""
+    return postgres.address(postgres.new_database(catalog_template))
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.service("postgres"))])
+def catalog_address(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseAddress:
+    """A new catalogue, once of each kind."""
+    from control.catalog.database import DatabaseAddress
+
+    if request.param == "sqlite":
+        return DatabaseAddress(url=f"sqlite:///{tmp_path}/catalog.db")
+    address: DatabaseAddress = request.getfixturevalue("shared_catalog")
+    return address
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ def main() -> None:
             "ceph": park.ceph,
             "swift_server": park.swift,
             "keystone": park.keystone,
+            "postgres": park.postgres,
             "swift_keystone": park.swift_keystone,
         }
         with contextlib.suppress(KeyboardInterrupt):

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from tests.services import ceph, keystone, swift
+from tests.services import ceph, keystone, postgres, swift
 from tests.services.processes import Session
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tests.services.endpoints import SwiftEndpoint
+    from tests.services.processes import Place
 
 
 def _swift_keystone_unavailable() -> str | None:
@@ -26,6 +27,7 @@ UNAVAILABLE: dict[str, Callable[[], str | None]] = {
     "ceph": ceph.unavailable,
     "swift_server": swift.unavailable,
     "keystone": keystone.unavailable,
+    "postgres": postgres.unavailable,
     "swift_keystone": _swift_keystone_unavailable,
 }
 """Each kind of server, by the name of its fixture, and why this machine cannot run it (None when it can)."""
@@ -70,6 +72,11 @@ class Park:
         server: keystone.Keystone = self._get("keystone")
         return server
 
+    def postgres(self) -> postgres.Postgres:
+        """The PostgreSQL server."""
+        server: postgres.Postgres = self._get("postgres")
+        return server
+
     def swift_keystone(self) -> SwiftEndpoint:
         """An account of the Swift servers, for a user of the Keystone server."""
         endpoint: SwiftEndpoint = self._get("swift_keystone")
@@ -99,5 +106,10 @@ class Park:
             return swift.with_keystone(
                 self._started["swift_server"].result(), self._started["keystone"].result()
             )
-        running = {"ceph": ceph.running, "swift_server": swift.running, "keystone": keystone.running}
+        running: dict[str, Callable[[Place], AbstractContextManager[Any]]] = {
+            "ceph": ceph.running,
+            "swift_server": swift.running,
+            "keystone": keystone.running,
+            "postgres": postgres.running,
+        }
         return running[name](self.session.place(name))
