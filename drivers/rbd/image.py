@@ -213,6 +213,27 @@ def remove_with_snapshots(pool: Pool, name: str) -> None:
         move_image_to_trash(pool, name)
 
 
+def finish_removal(pool: Pool, name: str, *, only_id: str | None = None) -> bool:
+    """For a name that cannot be opened: whether a removal that was cut off has been brought to its end.
+
+    Ceph moves an image to its trash, takes its name away in two steps, and removes the data after that. The
+    name alone is left, or only the data are; removing by the name goes on with either. `only_id`: not when
+    the name is now another image's.
+    """
+    finished = False
+    for _ in range(3):
+        if listed_images(pool).get(name) not in (None, only_id) and only_id is not None:
+            break
+        try:
+            remove_image(pool, name)
+        except CephError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            break
+        finished = True
+    return finished
+
+
 def move_image_to_trash(pool: Pool, name: str) -> None:
     checked(_trash_move(pool.handle, name.encode(), 0), f"moving {name} to the trash")
 
@@ -227,6 +248,11 @@ def image_id(pool: Pool, name: str) -> str | None:
 
 
 def image_names(pool: Pool) -> set[str]:
+    return set(listed_images(pool))
+
+
+def listed_images(pool: Pool) -> dict[str, str]:
+    """The names in the pool's directory with their ids. A name may lead nowhere: see `finish_removal`."""
     specs, count = (_ImageSpec * 0)(), ctypes.c_size_t(0)
     while True:
         answer = _list2(pool.handle, specs, ctypes.byref(count))
@@ -234,7 +260,7 @@ def image_names(pool: Pool) -> set[str]:
             break
         specs = (_ImageSpec * count.value)()
     checked(answer, "listing the images")
-    names = {specs[index].name.decode() for index in range(count.value)}
+    names = {specs[index].name.decode(): specs[index].id.decode() for index in range(count.value)}
     _list2_free(specs, count.value)
     return names
 

@@ -7,12 +7,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dataplane.errors import NotFoundError, ObjectChangedError, ObjectInUseError
+from dataplane.errors import NotFoundError, ObjectBusyError, ObjectChangedError, ObjectInUseError
 from drivers.rbd.clibrary import CephError
 from drivers.rbd.flattening import begin_flattening, cancel_flattening
 from drivers.rbd.image import (
     Image,
     finish_publishing,
+    finish_removal,
     image_id,
     move_image_to_trash,
     publish_image,
@@ -47,9 +48,12 @@ class Removal:
         try:
             image = Image(self.pool, self.name.image, writable=False)
         except CephError as error:
-            if error.errno == errno.ENOENT:
-                raise self._not_found() from error
-            raise
+            if error.errno != errno.ENOENT:
+                raise
+            only_id = None if identity is None else identity.partition(":")[0]
+            if finish_removal(self.pool, self.name.image, only_id=only_id):
+                return
+            raise self._not_found() from error
         try:
             snapshots = image.snapshots()
             self._require_same(image.image_id, snapshots, identity)
@@ -98,7 +102,7 @@ class Removal:
                 return
             time.sleep(pause_s)  # The manager lets go of what it has flattened.
             users = image.watchers()
-        raise self._in_use(f"is open for writing by {', '.join(users)}")
+        raise self._in_use(f"is open for writing by {', '.join(users)}", ObjectBusyError)
 
     def _remove_snapshot(self) -> None:
         image = Image(self.pool, self.name.image, writable=True)
@@ -126,8 +130,8 @@ class Removal:
             f"{self.store}/{self.key}: there is no such image.", store=self.store, key=self.key
         )
 
-    def _in_use(self, why: str) -> ObjectInUseError:
-        return ObjectInUseError(
+    def _in_use(self, why: str, kind: type[ObjectInUseError] = ObjectInUseError) -> ObjectInUseError:
+        return kind(
             f"{self.store}/{self.key}: the image {why}; it was left as it is.",
             store=self.store,
             key=self.key,
@@ -175,6 +179,7 @@ def _was_made_by(pool: Pool, key: str, name: str) -> bool:
 def remove_ours(pool: Pool, name: str) -> None:
     """Remove an attempt's image, and what is left of one. Raises EBUSY while somebody has it open."""
     if image_id(pool, name) is None:
+        finish_removal(pool, name)
         return
     image = _opened(pool, name)
     if image is None:

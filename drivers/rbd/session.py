@@ -110,13 +110,15 @@ class RbdWriteSession:
         async with self._finishing:
             self._revoked = True
             await self._io.settled()
-            await self._threads.run(self._attempt.close_image)
+            async with self._growing:  # An image that is closed while a thread uses it ends the process.
+                await self._threads.run(self._attempt.close_image)
 
     async def aclose(self) -> None:
         await self._io.settled()
         self._io.close()
         try:
-            await self._threads.run(self._attempt.close)
+            async with self._growing:
+                await self._threads.run(self._attempt.close)
         finally:
             self._io.free()
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -19,13 +20,25 @@ from dataplane.errors import (
     AccessDeniedError,
     AlreadyExistsError,
     NotFoundError,
+    ObjectBusyError,
     ObjectInUseError,
+    OffloadDeclinedError,
     StalledError,
     StoreError,
     StoreFullError,
     UnavailableError,
 )
-from dataplane.store import KIB, MIB, Driver, Intent, OffloadOptions, ReadOptions, WriteMark, WriteOptions
+from dataplane.store import (
+    GIB,
+    KIB,
+    MIB,
+    Driver,
+    Intent,
+    OffloadOptions,
+    ReadOptions,
+    WriteMark,
+    WriteOptions,
+)
 from drivers.location import parse_location
 from drivers.options import RetryOptions, StoreOptions
 from drivers.rbd.config import RbdConfig
@@ -33,7 +46,7 @@ from drivers.registry import build_store
 from tests.conformance.images import chunk_buffer, drain, feed, image, read_image, write_image
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
     from pathlib import Path
 
     from drivers.rbd.driver import RbdDriver
@@ -184,8 +197,79 @@ async def test_several_writes_are_under_way_at_once(ceph: Ceph) -> None:
             async with asyncio.TaskGroup() as group:
                 for piece in pieces:
                     group.create_task(session.write(piece))
+                await asyncio.sleep(0)
+                assert len(session._io._waiting) == len(pieces), "librbd has all of them"
             await session.commit()
         assert (await read_image(driver, KEY, chunk_bytes=MIB)).data == data
+
+
+async def test_images_of_unknown_size_grow_each_by_itself(ceph: Ceph) -> None:
+    """What grows belongs to the session: a larger image beside it neither grows nor cuts it."""
+    datas = {KEY: image(33 * MIB + 5), OTHER_KEY: image(5 * MIB)[::-1]}
+    async with store(ceph) as driver:
+        async with asyncio.TaskGroup() as group:
+            for key, data in datas.items():
+                group.create_task(write_image(driver, key, data, chunk_bytes=MIB))
+        for key, data in datas.items():
+            assert (await read_image(driver, key, chunk_bytes=MIB)).data == data
+            assert rbd_json(ceph, "info", f"{ceph.pools[0]}/{key}")["size"] == len(data)
+
+
+async def test_only_what_is_stored_is_asked_for(ceph: Ceph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map of objects tells the holes: of 16 GiB with two objects only these are read."""
+    from drivers.rbd.aio import ImageIo
+
+    size, piece = 16 * GIB, memoryview(image(MIB))
+    async with store(ceph) as driver:
+        async with driver.open_write(KEY, WriteOptions(size_bytes=size)) as session:
+            zeroes = chunk_buffer(MIB)
+            await session.write(piece)
+            for _ in range(size // MIB - 2):
+                await session.write(zeroes, is_hole=True)
+            await session.write(piece)
+            await session.commit()
+        asked: list[int] = []
+        read = ImageIo.read
+
+        def counting(io: ImageIo, address: int, size_bytes: int, offset: int) -> asyncio.Future[int]:
+            asked.append(size_bytes)
+            return read(io, address, size_bytes, offset)
+
+        monkeypatch.setattr(ImageIo, "read", counting)
+        found, buffer = 0, chunk_buffer(4 * MIB)
+        async with driver.open_read(KEY) as stream:
+            while filled := (await stream.read_into(buffer)).size_bytes:
+                found += filled
+        assert found == size
+        assert sum(asked) <= 2 * driver._config.chunk_bytes
+
+
+async def test_what_is_read_is_the_snapshot(ceph: Ceph) -> None:
+    """Somebody writes to the image after it was published."""
+    async with store(ceph) as driver:
+        made = await write_image(driver, KEY, DATA)
+        spec = f"{ceph.pools[0]}/{KEY}"
+        ceph.rbd("bench", "--io-type", "write", "--io-size", "64K", "--io-total", "4M", spec)
+        ceph.rbd("resize", "--size", "64", spec)
+        assert await driver.stat(KEY) == made
+        assert (await read_image(driver, KEY)).data == DATA
+
+
+async def test_a_ring_that_comes_late_touches_no_closed_image(ceph: Ceph) -> None:
+    """librbd rings after a request can be fetched, so the ring may come when all is over. Asking a closed
+    image for what is ready ends the process.
+    """
+    async with store(ceph) as driver:
+        await write_image(driver, KEY, DATA)
+        async with driver.open_read(KEY) as stream:
+            assert (await stream.read_into(chunk_buffer())).size_bytes
+            io, opened_image = stream._io, stream._opened
+            await io.settled()
+            await asyncio.to_thread(opened_image.image.close)
+            os.eventfd_write(io._fd, 1)
+            io._on_events()
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(io._fd)
 
 
 # What Glance or an operator has made
@@ -247,10 +331,29 @@ async def test_an_image_with_clones_of_format_2_goes_to_the_trash(ceph: Ceph) ->
 async def test_an_image_that_somebody_writes_to_is_not_deleted(ceph: Ceph) -> None:
     async with store(ceph) as driver:
         made = await write_image(driver, KEY, DATA)
-        with opened(ceph, KEY, writable=True), pytest.raises(ObjectInUseError, match="open for writing"):
+        with opened(ceph, KEY, writable=True), pytest.raises(ObjectBusyError, match="open for writing"):
             await driver.delete(KEY)
         assert await driver.stat(KEY) == made
         await driver.delete(KEY)
+
+
+async def test_a_removal_that_was_cut_off_is_brought_to_its_end(ceph: Ceph) -> None:
+    """The name leads nowhere any more, but the pool's directory and the data are still there."""
+    from tests.services.plain_rbd import emptied_pools
+
+    with emptied_pools(ceph) as (pool, _):
+        async with store(ceph) as driver:
+            made = await write_image(driver, KEY, DATA)
+            ceph.rbd("snap", "unprotect", f"{ceph.pools[0]}/{KEY}@snap")
+            ceph.rbd("snap", "rm", f"{ceph.pools[0]}/{KEY}@snap")
+            pool.remove_object(f"rbd_id.{KEY}")
+            with pytest.raises(NotFoundError):
+                await driver.delete(KEY, identity="another:1")
+            assert KEY in ceph.rbd("ls", ceph.pools[0])
+            await driver.delete(KEY, identity=made.identity)
+            assert ceph.rbd("ls", ceph.pools[0]) == ""
+            with pytest.raises(NotFoundError):
+                await driver.delete(KEY, identity=made.identity)
 
 
 async def test_a_snapshot_of_somebody_else_keeps_the_image(ceph: Ceph) -> None:
@@ -380,11 +483,41 @@ async def test_an_attempt_that_another_process_still_writes_is_never_published(c
     assert objects(ceph) == set()
 
 
+async def test_clearing_waits_while_the_image_grows(ceph: Ceph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing an image while a thread is at work with it would end the process."""
+    from drivers.rbd.image import Image
+
+    resize, close = Image.resize, Image.close
+    growing, closed_meanwhile = threading.Event(), threading.Event()
+
+    def slow_resize(image: Image, size_bytes: int) -> None:
+        growing.set()
+        time.sleep(0.5)
+        assert not closed_meanwhile.is_set()
+        resize(image, size_bytes)
+        growing.clear()
+
+    def watched_close(image: Image) -> None:
+        if growing.is_set():
+            closed_meanwhile.set()
+        close(image)
+
+    async with store(ceph) as driver:
+        async with driver.open_write(KEY, WriteOptions(attempt="one")) as session:
+            monkeypatch.setattr(Image, "resize", slow_resize)
+            monkeypatch.setattr(Image, "close", watched_close)
+            writing = asyncio.create_task(_outcome(session.write(memoryview(image(MIB)))))
+            assert await asyncio.to_thread(growing.wait, 30)
+            assert not await driver.clear_attempt(KEY, "one", keep_object=False)
+            assert isinstance(await writing, StoreError)
+        assert not closed_meanwhile.is_set()
+    assert objects(ceph) == set()
+
+
 # Offloads
 
 
 async def test_a_copy_by_clone_is_there_at_once_where_clones_free_their_source(ceph: Ceph) -> None:
-    ceph.ceph("osd", "set-require-min-compat-client", "mimic")
     async with store(ceph) as driver, store(ceph, pool=1) as partner:
         data = image(64 * MIB)
         info = await write_image(partner, KEY, data, size_bytes=len(data), chunk_bytes=4 * MIB)
@@ -401,6 +534,70 @@ async def test_a_copy_by_clone_is_there_at_once_where_clones_free_their_source(c
         assert (await read_image(driver, KEY, chunk_bytes=4 * MIB)).data == data
         for trashed in rbd_json(ceph, "trash", "ls", ceph.pools[1]):
             ceph.rbd("trash", "rm", f"{ceph.pools[1]}/{trashed['id']}")
+
+
+async def test_a_copy_waits_where_clones_hold_their_source(ceph: Ceph, tmp_path: Path) -> None:
+    """Clones of format 1, which the client's configuration asks for: the source cannot go before the clone is
+    independent, so nobody is told of the copy before.
+    """
+    conf = tmp_path / "ceph.conf"
+    conf.write_text(f"{ceph.conf.read_text()}\n[client]\nrbd default clone format = 1\n")
+    async with (
+        store(ceph, config={"conf_file": str(conf)}) as driver,
+        store(ceph, pool=1) as partner,
+    ):
+        data = image(64 * MIB)
+        info = await write_image(partner, KEY, data, size_bytes=len(data), chunk_bytes=4 * MIB)
+        copy_from = driver.capabilities.copy_from
+        assert copy_from is not None
+        done = await copy_from(partner, info, KEY, OffloadOptions(intent=Intent.COPY, attempt="one"))
+        assert done.offer.method == "rbd clone"
+        assert "parent" not in rbd_json(ceph, "info", f"{ceph.pools[0]}/{KEY}")
+        await partner.delete(KEY)
+        assert rbd_json(ceph, "trash", "ls", ceph.pools[1]) == []
+        assert objects(ceph, 1) == set()
+        assert (await read_image(driver, KEY, chunk_bytes=4 * MIB)).data == data
+
+
+async def test_a_copy_that_nobody_makes_independent_is_cleared(ceph: Ceph) -> None:
+    """Killed after the clone was published and before the manager had its task."""
+
+    def killed(*_: object) -> None:
+        raise ConnectionAbortedError("killed here")
+
+    async with store(ceph) as driver, store(ceph, pool=1) as partner:
+        info = await write_image(partner, KEY, DATA)
+        copy_from = driver.capabilities.copy_from
+        assert copy_from is not None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("drivers.rbd.offload.begin_flattening", killed)
+            patch.setattr("drivers.rbd.attempt.AttemptImage._undo", lambda _: None)
+            with pytest.raises(ConnectionAbortedError):
+                await copy_from(partner, info, KEY, OffloadOptions(intent=Intent.COPY, attempt="one"))
+        assert "parent" in rbd_json(ceph, "info", f"{ceph.pools[0]}/{KEY}")
+        assert (await read_image(driver, KEY)).data == DATA
+        assert await driver.clear_attempt(KEY, "one", keep_object=False)
+        assert objects(ceph) == set()
+        assert (await read_image(partner, KEY)).data == DATA
+
+
+async def test_another_cluster_is_told_by_its_id(ceph: Ceph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same pool names, same configuration text; the cluster's own id decides."""
+
+    async def another() -> str:
+        return "00000000-0000-4000-8000-000000000000"
+
+    from drivers.rbd.offload import RbdOrigin
+
+    async with store(ceph) as driver, store(ceph, pool=1) as partner:
+        info = await write_image(partner, KEY, DATA)
+        origin = RbdOrigin(fsid=another, pool=ceph.pools[1])
+        monkeypatch.setattr(partner, "capabilities", replace(partner.capabilities, origin=origin))
+        copy_from = driver.capabilities.copy_from
+        assert copy_from is not None
+        with pytest.raises(OffloadDeclinedError, match="another Ceph cluster"):
+            await copy_from(partner, info, KEY, OffloadOptions(intent=Intent.COPY))
+    assert objects(ceph) == set()
 
 
 async def test_a_moved_image_depends_on_nothing(ceph: Ceph) -> None:
@@ -458,6 +655,45 @@ async def _until_usable(driver: Driver) -> None:
         else:
             assert space.add_error is None
             return
+
+
+async def test_the_event_loop_goes_on_while_the_osd_hangs(ceph: Ceph) -> None:
+    """Whatever is called blocks in a thread; and what was given up is answered later without harm."""
+    async with store(ceph, StoreOptions(connect_timeout_s=2.0, stall_timeout_s=10.0)) as driver:
+        await write_image(driver, KEY, DATA)
+        session_open = asyncio.Event()
+
+        async def write() -> None:
+            async with driver.open_write(OTHER_KEY, WriteOptions(size_bytes=MIB)):
+                session_open.set()
+                await asyncio.sleep(1)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(write())
+            await session_open.wait()
+            ceph.freeze_osd()
+            try:
+                calls = [driver.stat(KEY), driver.probe(), driver.delete(KEY), read_image(driver, KEY)]
+                waiting = [group.create_task(_outcome(call)) for call in calls]
+                worst = 0.0
+                for _ in range(30):
+                    begun = time.monotonic()
+                    await asyncio.sleep(0.1)
+                    worst = max(worst, time.monotonic() - begun)
+                assert not all(task.done() for task in waiting), "the calls do wait for the OSD"
+            finally:
+                ceph.thaw_osd()
+        assert worst < 1
+        assert isinstance(waiting[1].result(), UnavailableError), "the probe has a clock of its own"
+        await driver.probe()
+
+
+async def _outcome(call: Coroutine[Any, Any, object]) -> object:
+    """What a call returned, or its error."""
+    try:
+        return await call
+    except StoreError as error:
+        return error
 
 
 async def test_a_transfer_is_cancelled_while_the_osd_hangs(ceph: Ceph) -> None:

@@ -296,6 +296,8 @@ def _make_monitor(place: Place, conf: Path, addresses: str, fsid: str) -> None:
 
 
 def _make_pools(cluster: Ceph) -> None:
+    # As in any cluster of today: clones are of format 2, and do not hold their source.
+    cluster.ceph("osd", "set-require-min-compat-client", "mimic")
     for pool in cluster.pools:
         cluster.ceph("osd", "pool", "create", pool, "8")
 
