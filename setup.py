@@ -1,12 +1,33 @@
-"""The one part of the build that pyproject.toml cannot say: the hash kernels, which may be missing."""
+"""What pyproject.toml cannot say of the build: the hash kernels, which may be missing, and the fail points,
+which are missing from every release.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 FOLDER = "dataplane/digests"
 
+
+class BuildPy(build_py):
+    """What is built has no fail points; a checkout (and an editable installation, which is one) has."""
+
+    def build_module(self, module: str, module_file: str, package: str) -> tuple[str, bool]:
+        built, copied = super().build_module(module, module_file, package)
+        if (package, module) == ("dataplane", "failpoints"):
+            text = Path(built).read_text()
+            off = text.replace("BUILT_IN: Final[bool] = True", "BUILT_IN: Final[bool] = False")
+            if off == text:
+                raise RuntimeError(f"{built} does not say whether it is built in")
+            Path(built).write_text(off)
+        return built, copied
+
+
 setup(
+    cmdclass={"build_py": BuildPy},
     ext_modules=[
         Extension(
             "dataplane.digests._lanes",

@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import uuid
@@ -23,10 +24,11 @@ from control.api.errors import SocketInUseError
 from control.api.listen import ListeningSocket
 from control.api.metrics import Metrics
 from control.api.peers import PeerPolicy
-from control.catalog.database import Database, open_database
+from control.catalog.database import connect_database
 from control.catalog.errors import CatalogError
 from control.catalog.images import Images
 from control.jobs.board import Board
+from control.jobs.checkpoint_rows import CheckpointRows
 from control.jobs.checkpoints import CheckpointFiles
 from control.jobs.limits import Limits
 from control.jobs.queue import JobQueue
@@ -48,7 +50,9 @@ from drivers.registry import build_store, wrapped
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
+    from control.catalog.database import Database
     from control.config import Settings
+    from control.jobs.checkpoints import Checkpoints
     from dataplane.retry import RetryPolicy
     from dataplane.store import Source
 
@@ -60,6 +64,7 @@ EXIT_REFUSED = 6
 """The daemon would not start like this: configuration, catalogue or socket. A restart changes nothing."""
 
 _LAG_EVERY_S = 1.0
+_PREPARE_AGAIN_S = 2.0
 _LAST_STEPS_S = 15.0
 """After draining: clearing up, closing stores and the catalogue."""
 _LAST_ANSWERS_S = 1.0
@@ -106,8 +111,10 @@ async def serve(
     """
     stop = stop or asyncio.Event()
     async with AsyncExitStack() as stack:
-        database = await open_database(settings.catalog.url)
+        database = await connect_database(settings.catalog.address())
         stack.push_async_callback(database.aclose)
+        if not database.is_shared:
+            await database.prepare()
         daemon = _Daemon(settings, database, stack, retry)
         async with asyncio.TaskGroup() as group:
             await daemon.run(group, ready=ready, stop=stop)
@@ -122,7 +129,9 @@ class _Daemon:
         node = settings.node
         self._settings = settings
         self._stack = stack
+        self._database = database
         self._is_probed = False
+        self._not_prepared = "the catalogue was not reached yet" if database.is_shared else ""
         self._metrics = Metrics(_version())
         stores = [self._store(store_id) for store_id in settings.stores]
         pool = BufferPool(budget_bytes=node.buffer_budget_bytes, chunk_bytes=node.chunk_bytes)
@@ -136,12 +145,16 @@ class _Daemon:
             intervals_s={store.id: store.options.probe_interval_s for store in stores},
         )
         stack.push_async_callback(health.aclose)
-        checkpoints = CheckpointFiles(os.path.join(node.state_directory, "checkpoints"))
+        checkpoints: Checkpoints = (
+            CheckpointRows(database)
+            if database.is_shared
+            else CheckpointFiles(os.path.join(node.state_directory, "checkpoints"))
+        )
         stack.push_async_callback(checkpoints.aclose)
         self._services = Services(
             database=database,
             images=Images(),
-            queue=JobQueue(),
+            queue=JobQueue(lease_s=node.lease_s),
             stores=Stores(stores),
             health=health,
             engine=Engine(pool=pool, hashing=hashing),
@@ -155,7 +168,7 @@ class _Daemon:
         )
         self._worker = Worker(
             self._services,
-            owner=uuid.uuid4().hex,
+            owner=f"{node.name or socket.gethostname()[:47]}/{uuid.uuid4().hex[:16]}",
             max_jobs=node.max_transfers,
             drain_timeout_s=node.drain_timeout_s,
             retry=retry,
@@ -189,9 +202,16 @@ class _Daemon:
             if stop.is_set():
                 return
             background.append(group.create_task(self._services.health.run(), name="health monitor"))
-            worker = group.create_task(self._worker.run(), name="worker")
             self._is_probed = True
+            preparing = group.create_task(self._prepare(), name="prepare the catalogue")
+            background.append(preparing)
+            await asyncio.wait({stopping, preparing}, return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                return
+            worker = group.create_task(self._worker.run(), name="worker")
             notify("READY=1")
+            if self._database.is_shared:
+                notify("STATUS=Ready")
             log.info(
                 "Glissade %s is ready on %s with %d stores",
                 _version(),
@@ -282,8 +302,30 @@ class _Daemon:
 
         return end
 
+    async def _prepare(self) -> None:
+        """Wait until a shared catalogue answers and has our tables. Raises a `CatalogError` that waiting does
+        not mend.
+        """
+        while self._database.is_shared:
+            try:
+                await self._database.prepare()
+            except CatalogError as error:
+                if not error.retryable:
+                    raise
+                if self._not_prepared != str(error):
+                    self._not_prepared = str(error)
+                    log.warning("Not ready: %s", error)
+                    # Whoever waits for the start must not give up; /readyz says when work is taken.
+                    notify(f"READY=1\nSTATUS=Not ready: {error.message}")
+                await asyncio.sleep(_PREPARE_AGAIN_S)
+            else:
+                break
+        self._not_prepared = ""
+
     def _not_ready(self) -> list[str]:
         reasons = []
+        if trouble := self._not_prepared or self._database.trouble:
+            reasons.append(trouble)
         if not self._is_probed:
             reasons.append("the stores are being probed")
         if self._worker.is_draining:

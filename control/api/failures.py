@@ -29,6 +29,7 @@ STATUSES: Mapping[type[data.GlissadeError], HTTPStatus] = {
     catalog.ImageNotFoundError: HTTPStatus.NOT_FOUND,
     catalog.LocationNotFoundError: HTTPStatus.NOT_FOUND,
     catalog.CatalogUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    catalog.SchemaTooOldError: HTTPStatus.SERVICE_UNAVAILABLE,
     # Jobs.
     jobs.JobError: HTTPStatus.CONFLICT,
     jobs.JobNotFoundError: HTTPStatus.NOT_FOUND,

@@ -1,260 +1,159 @@
-"""The database: opened safely, migrated, and used in whole transactions.
+"""The database: opened safely, checked, and used in whole transactions.
 
-Embedded SQLite is one file and one connection: writers queue up for it, so no transaction ever meets
-another one. Each transaction is a function that gets the open transaction; it runs to its end even when the
-caller is cancelled, so that a cancelled caller never leaves a commit of which nobody knows the outcome.
+Each transaction is a function that gets the open transaction; it runs to its end even when the caller is
+cancelled, so that a cancelled caller never leaves a commit of which nobody knows the outcome. The same
+statements work on embedded SQLite (`sqlite.py`) and on PostgreSQL (`postgres.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import logging
-import os
-import stat
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from sqlalchemy import URL, event
-from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError, ProgrammingError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import func, select
 
-from control.catalog.errors import (
-    CatalogError,
-    CatalogInUseError,
-    CatalogUnavailableError,
-    UnsafeCatalogPathError,
-)
-from control.catalog.migrate import upgrade_to_head
-from drivers.blocking import run_blocking
+from control.catalog.errors import CatalogError
+from control.catalog.migrate import SchemaState, schema_state
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
-    from sqlalchemy import Connection
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
-log = logging.getLogger(__name__)
+    from drivers.secret import Secret
 
 T = TypeVar("T")
 
+PATIENCE_S = 5.0
+"""How long a transaction is tried again while a shared database does not answer."""
+CHANNEL = "glissade"
+"""What is announced goes through this channel of PostgreSQL."""
+
 _SQLITE = "sqlite:///"
-_BUSY_TIMEOUT_MS = 10_000
-"""A reader outside (sqlite3, a backup) may hold the file for a moment."""
-
-_NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "afs", "ceph", "lustre"})
-_READING = "glissade_reading"
+_POSTGRES = ("postgresql://", "postgresql+asyncpg://")
 
 
-class Database:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseAddress:
+    """Which database, and how to get in. `url` holds no password."""
+
+    url: str
+    password: Secret | None = None
+    tls: Literal["verify-full", "require", "off"] = "verify-full"
+    ca_file: str | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        return self.url.startswith(_POSTGRES)
+
+
+class Database(ABC):
     """An open catalogue database. Make one with `open_database`; close it with `aclose`."""
 
-    def __init__(self, engine: AsyncEngine, lock_fd: int) -> None:
-        self._engine = engine
-        self._lock_fd = lock_fd
+    is_shared: ClassVar[bool]
+    """Whether other daemons work on it as well, and it may go away and come back while we run."""
 
-    async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    def __init__(self) -> None:
+        self.trouble = "the catalogue was not reached yet" if self.is_shared else ""
+        """Why the last transaction could not be done; empty when it could."""
+
+    async def write(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], *, patience_s: float = PATIENCE_S
+    ) -> T:
         """Run `work` in one transaction and commit it durably; any exception undoes all of it.
 
         A caller that is cancelled waits until the transaction has ended one way or the other. Raises
-        `CatalogUnavailableError` when the database fails.
+        `CatalogUnavailableError` when the database fails: nothing was committed then, or, where that is
+        not known, the error is a `CommitUnknownError`. `work` may run several times.
         """
-        return await _to_its_end(self._transaction(work, reading=False))
+        return await self._run(work, reading=False, patience_s=patience_s)
 
-    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def read(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], *, patience_s: float = PATIENCE_S
+    ) -> T:
         """Run `work`, which changes nothing, on one consistent view. Raises `CatalogUnavailableError` when
         the database fails.
         """
-        return await _to_its_end(self._transaction(work, reading=True))
+        return await self._run(work, reading=True, patience_s=patience_s)
 
+    async def schema(self) -> SchemaState:
+        """Which tables the database has, compared with those of this version. Changes nothing."""
+        return await self.read(lambda tx: tx.run_sync(partial(schema_state, compare=True)))
+
+    @abstractmethod
+    async def prepare(self) -> None:
+        """Make sure that the database keeps its promises and has this version's tables.
+
+        Raises a `CatalogError` that says what to do; it is retryable when the same call may succeed later.
+        """
+
+    @abstractmethod
+    async def upgrade(self) -> SchemaState:
+        """Give the database this version's tables; returns what it had before. Raises as `prepare`."""
+
+    async def listen(self, heard: Callable[[str], None]) -> None:  # noqa: ARG002 (nobody else to hear)
+        """Call `heard` with whatever is announced by any node, until cancelled; with an empty text when
+        something may have been missed. Returns at once where there is nobody else to hear.
+        """
+        return
+
+    @abstractmethod
     async def aclose(self) -> None:
         """Close the database and let another daemon have it; idempotent."""
-        await self._engine.dispose()
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
 
-    async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]], *, reading: bool) -> T:
-        async with _database_errors(), self._engine.connect() as connection:
-            await connection.execution_options(**{_READING: reading})
-            async with connection.begin():
-                return await work(connection)
+    @abstractmethod
+    async def _run(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], *, reading: bool, patience_s: float
+    ) -> T: ...
 
 
-async def open_database(url: str) -> Database:
-    """Open `sqlite:////absolute/path`, creating the file if need be, and migrate it to this version's
-    tables.
+async def connect_database(address: DatabaseAddress, *, only_looking: bool = False) -> Database:
+    """The database, not prepared yet: of a PostgreSQL server nothing was asked. `only_looking` changes
+    nothing and disturbs no daemon.
 
     Raises a `CatalogError` that says what to do: a path where SQLite is not safe, another daemon on the
-    file, a schema that is too new, a file that cannot be opened.
+    file, a file that cannot be opened.
     """
-    if not url.startswith(_SQLITE):
-        raise CatalogError(
-            f"The catalogue URL {url.split('://', 1)[0]}://... is not supported.",
-            hint="Use sqlite:////absolute/path.",
-        )
-    path = url.removeprefix(_SQLITE)
-    lock_fd = await run_blocking(_prepare_file, path)
-    engine = create_async_engine(
-        URL.create("sqlite+aiosqlite", database=path),
-        pool_size=1,
-        max_overflow=0,
-        pool_timeout=60,
-        connect_args={"isolation_level": None, "timeout": _BUSY_TIMEOUT_MS / 1000},
+    if address.url.startswith(_SQLITE):
+        from control.catalog.sqlite import SqliteDatabase
+
+        path = address.url.removeprefix(_SQLITE)
+        return await (SqliteDatabase.look_at(path) if only_looking else SqliteDatabase.claim(path))
+    if address.is_shared:
+        from control.catalog.postgres import PostgresDatabase
+
+        return PostgresDatabase(address)
+    raise CatalogError(
+        f"The catalogue URL {address.url.split('://', 1)[0]}://... is not supported.",
+        hint="Use sqlite:////absolute/path or postgresql+asyncpg://user@host/database.",
     )
-    event.listen(engine.sync_engine, "connect", _set_pragmas)
-    event.listen(engine.sync_engine, "begin", _begin)
-    database = Database(engine, lock_fd)
+
+
+async def open_database(address: DatabaseAddress | str) -> Database:
+    """Connect and prepare: an SQLite file is created if need be and gets this version's tables, a PostgreSQL
+    database must have them (`glissade db upgrade`). Raises a `CatalogError`.
+    """
+    address = DatabaseAddress(url=address) if isinstance(address, str) else address
+    database = await connect_database(address)
     try:
-        await database.write(_migrate)
-        await _assert_pragmas(database, path)
+        await database.prepare()
     except BaseException:
         await database.aclose()
         raise
     return database
 
 
-async def _migrate(tx: AsyncConnection) -> None:
-    await tx.run_sync(upgrade_to_head)
+async def announce(tx: AsyncConnection, text: str) -> None:
+    """Tell all nodes, if the transaction commits. Nothing happens where there is only one."""
+    if tx.dialect.name == "postgresql":
+        await tx.execute(select(func.pg_notify(CHANNEL, text)))
 
 
-def _set_pragmas(dbapi_connection: Any, _record: object) -> None:
-    cursor = dbapi_connection.cursor()
-    for pragma in (
-        f"busy_timeout={_BUSY_TIMEOUT_MS}",
-        "journal_mode=WAL",
-        "synchronous=FULL",  # NORMAL loses acknowledged commits in a power cut.
-        "foreign_keys=ON",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin(connection: Connection) -> None:
-    """Take the write lock at once: a transaction that reads first and writes later could find it taken and
-    fail half-way.
-    """
-    reading = connection.get_execution_options().get(_READING, False)
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
-
-
-async def _assert_pragmas(database: Database, path: str) -> None:
-    wanted = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
-
-    async def look(tx: AsyncConnection) -> dict[str, object]:
-        return {name: (await tx.exec_driver_sql(f"PRAGMA {name}")).scalar_one() for name in wanted}
-
-    found = await database.read(look)
-    if found != wanted:
-        raise CatalogError(
-            f"SQLite does not keep its promises on {path}: it answers {found} where {wanted} was set.",
-            hint="Put the catalogue on a local file system.",
-        )
-
-
-def _prepare_file(path: str) -> int:
-    """Check the place, lock it against a second daemon, make the file private; returns the descriptor that
-    holds the lock.
-    """
-    directory = os.path.dirname(path)
-    try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        _refuse_unsafe_file_system(directory)
-        lock_fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            _lock(lock_fd, path)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                _make_private(fd, path)
-            finally:
-                os.close(fd)
-        except BaseException:
-            os.close(lock_fd)
-            raise
-    except OSError as error:
-        raise CatalogError(
-            f"The catalogue {path} cannot be opened: {error.strerror}.",
-            hint="Check catalog.url, and that the daemon's user may write there.",
-        ) from error
-    return lock_fd
-
-
-def _lock(lock_fd: int, path: str) -> None:
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip()
-        raise CatalogInUseError(
-            f"Another daemon{f' (process {holder})' if holder else ''} uses the catalogue {path}.",
-            hint="Stop it first, or give this one a catalogue of its own.",
-        ) from error
-    os.ftruncate(lock_fd, 0)
-    os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
-
-
-def _make_private(fd: int, path: str) -> None:
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        raise UnsafeCatalogPathError(f"The catalogue {path} is not a regular file.")
-    if status.st_mode & 0o077:
-        log.warning("The catalogue %s was readable by others; its mode is 0600 now.", path)
-        os.fchmod(fd, 0o600)
-
-
-def _refuse_unsafe_file_system(directory: str) -> None:
-    kind = file_system_type(directory)
-    if kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse"):
-        raise UnsafeCatalogPathError(
-            f"The catalogue directory {directory} is on {kind}:"
-            " SQLite's locks and fsync cannot be trusted there.",
-            hint="Put the catalogue on a local file system (catalog.url).",
-        )
-
-
-def file_system_type(path: str, mountinfo: str = "/proc/self/mountinfo") -> str:
-    """The type of the file system that holds the path (`ext4`, `nfs4`, `fuse.sshfs`); empty when unknown."""
-    real = os.path.realpath(path)
-    best, kind = "", ""
-    try:
-        with open(mountinfo, encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                before, _, after = line.partition(" - ")
-                mount_point = _unescaped(before.split()[4])
-                inside = real == mount_point or real.startswith(mount_point.rstrip("/") + "/")
-                if inside and len(mount_point) >= len(
-                    best
-                ):  # A later mount on the same place hides the earlier.
-                    best, kind = mount_point, after.split()[0]
-    except OSError:
-        return ""
-    return kind
-
-
-def _unescaped(mount_point: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        mount_point = mount_point.replace(code, character)
-    return mount_point
-
-
-@asynccontextmanager
-async def _database_errors() -> AsyncIterator[None]:
-    """A database that fails is one of our errors; a statement that is wrong stays what it is, a bug."""
-    try:
-        yield
-    except (IntegrityError, ProgrammingError, DataError):
-        raise
-    except DBAPIError as error:
-        if type(error) is DatabaseError:  # SQLite's word for a file that is damaged, or none of its own.
-            raise CatalogError(
-                f"The catalogue database is damaged: {error.orig}.", hint="Restore it from a backup."
-            ) from error
-        raise CatalogUnavailableError(f"The catalogue database failed: {error.orig}.") from error
-    except PoolTimeoutError as error:
-        raise CatalogUnavailableError("The catalogue database is busy.") from error
-
-
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run it; a caller that is cancelled meanwhile waits for its end first."""
     task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)

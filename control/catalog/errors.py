@@ -29,11 +29,24 @@ class SchemaTooNewError(CatalogError):
     code = "schema_too_new"
 
 
+class SchemaTooOldError(CatalogError):
+    """The database has the tables of an earlier version, or none; it is upgraded by `glissade db upgrade`."""
+
+    code = "schema_too_old"
+    retryable = True
+
+
 class CatalogUnavailableError(CatalogError):
     """The database does not answer now."""
 
     code = "catalog_unavailable"
     retryable = True
+
+
+class CommitUnknownError(CatalogUnavailableError):
+    """The database went away while it committed, and whether it did could not be found out."""
+
+    code = "commit_unknown"
 
 
 class ImageError(GlissadeError):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, exists, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from control.catalog.errors import (
     ImageExistsError,
@@ -185,12 +186,14 @@ class Images:
         )
         if revived.rowcount:
             return
-        if (await tx.execute(select(images.c.id).where(images.c.id == image_id))).first() is not None:
+        try:
+            async with tx.begin_nested():
+                await tx.execute(insert(images).values(id=image_id, **values))
+        except IntegrityError as error:
             raise ImageExistsError(
                 f"The image id {image_id} is taken.",
                 hint="Leave the id out, or choose one that was never used.",
-            )
-        await tx.execute(insert(images).values(id=image_id, **values))
+            ) from error
 
     async def change_status(
         self, tx: AsyncConnection, image_id: str, *, was: Sequence[str], becomes: str

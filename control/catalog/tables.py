@@ -126,6 +126,8 @@ jobs = Table(
     # Who works on it: every write after the claim names job, epoch and owner.
     Column("epoch", Integer, nullable=False, default=0),
     Column("owner", String(64)),
+    # Until when nobody else may; by the database's clock.
+    Column("lease_until", DateTime),
     # Attempts after this one may have left something in a store.
     Column("cleaned_epoch", Integer, nullable=False, default=0),
     Column("failures", Integer, nullable=False, default=0),
@@ -160,4 +162,14 @@ jobs = Table(
         postgresql_where=text("cleaned_epoch < epoch"),
     ),
     sqlite_autoincrement=True,
+)
+
+# Where several nodes share the database: how far the transfer of a job is, for any node to go on with.
+job_checkpoints = Table(
+    "job_checkpoints",
+    metadata,
+    Column("job_id", String(36), primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("saved_at", DateTime, nullable=False),
 )

@@ -34,6 +34,7 @@ Environment: GLISSADE_SOCKET, GLISSADE_CONFIG, GLISSADE__SECTION__KEY, NO_COLOR.
 _COMMANDS: Final = {
     "bench": "control.cli.bench:bench",
     "config": "control.cli.config:config",
+    "db": "control.cli.db:db",
     "image": "control.cli.image:image",
     "job": "control.cli.job:job",
     "limits": "control.cli.limits:limits",
@@ -93,7 +94,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
     metavar="PATH",
     help="The daemon's socket.",
 )
-@click.option("--config", metavar="PATH", help="The main configuration file, for `serve` and `config`.")
+@click.option("--config", metavar="PATH", help="The main configuration file, for `serve`, `config` and `db`.")
 @click.option(
     "--version",
     is_flag=True,

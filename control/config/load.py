@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 from control.config.problems import ConfigError
 from control.config.settings import ApiSettings, CatalogSettings, ImportSettings, NodeSettings, Settings
@@ -22,6 +24,7 @@ T = TypeVar("T")
 SECTIONS: Final = ("node", "api", "catalog", "import", "stores")
 _LONGEST_SOCKET_PATH = 107  # sizeof(sun_path) - 1: https://man7.org/linux/man-pages/man7/unix.7.html
 _LEAST_CHUNKS = 4
+_POSTGRES = ("postgresql://", "postgresql+asyncpg://")
 
 
 def load_settings(
@@ -98,21 +101,68 @@ def _check_node(reader: Reader, node: NodeSettings) -> None:
 def _with_database(
     reader: Reader, catalog: CatalogSettings | None, node: NodeSettings
 ) -> CatalogSettings | None:
-    """The catalogue with its URL filled in and in one form: `sqlite:////absolute/path`."""
+    """The catalogue with its URL filled in and in one form: `sqlite:////absolute/path` or
+    `postgresql+asyncpg://...`.
+    """
     if catalog is None:
         return None
     path = catalog.url or os.path.join(node.state_directory, "catalog.db")
     if path.startswith("sqlite:///"):
         path = path.removeprefix("sqlite:///")
+    if path.startswith(_POSTGRES):
+        return _on_postgres(reader, catalog)
     advice = 'write "sqlite:////var/lib/glissade/catalog.db" (four slashes) or just the path'
     if "://" in path or path.startswith("sqlite:"):
         # What was given may hold a password: it is not repeated.
-        reader.report(("catalog", "url"), "must name an SQLite database", advice)
+        reader.report(
+            ("catalog", "url"),
+            "must name an SQLite or PostgreSQL database",
+            f"{advice}, or postgresql+asyncpg://user@host/database",
+        )
         return None
     if not path.startswith("/") or "?" in path or path.endswith("/"):
         reader.report(("catalog", "url"), "must name an absolute path to a file", advice)
         return None
-    return CatalogSettings(url=f"sqlite:///{path}")
+    return replace(catalog, url=f"sqlite:///{path}")
+
+
+def _on_postgres(reader: Reader, catalog: CatalogSettings) -> CatalogSettings | None:
+    """The catalogue as `postgresql+asyncpg://user@host/database`, if it is one; its text is not repeated."""
+    here = ("catalog", "url")
+    advice = "write postgresql+asyncpg://user@host/database"
+    try:
+        parts = urlsplit(catalog.url)
+        hosts = [parts.hostname or "", *(value for name, value in parse_qsl(parts.query) if name == "host")]
+        others = {name for name, _ in parse_qsl(parts.query)} - {"host"}
+        _ = parts.port
+    except ValueError:
+        reader.report(here, "is no URL", advice)
+        return None
+    if parts.password is not None:
+        reader.report(
+            here, "must not hold a password", 'write password = { file = "/etc/glissade/catalog-password" }'
+        )
+        return None
+    if len(parts.path) < 2 or "/" in parts.path[1:] or others or parts.fragment or not any(hosts):
+        reader.report(here, "must name a host and a database, and may list hosts as ?host=", advice)
+        return None
+    if catalog.tls == "off" and any(host and not _is_local(host) for host in hosts):
+        reader.warn(
+            ("catalog", "tls"), "sends the catalogue over the network unprotected", 'use "verify-full"'
+        )
+    return replace(catalog, url="postgresql+asyncpg://" + catalog.url.split("://", 1)[1])
+
+
+def _is_local(host: str) -> bool:
+    return (
+        host.startswith(("/", "127."))
+        or host.rpartition(":")[0] in ("::1", "localhost")
+        or host
+        in (
+            "::1",
+            "localhost",
+        )
+    )
 
 
 def _check_api(reader: Reader, api: ApiSettings) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from control.config.units import AbsolutePath, Between, Cidr, HashName, MultipleOf
+from control.config.units import AbsolutePath, Between, Cidr, HashName, MultipleOf, NodeName
 from dataplane.store import GIB, KIB, MIB
 from drivers.options import StoreOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from control.catalog.database import DatabaseAddress
     from control.config.problems import Problem
     from drivers.http.config import HttpConfig
+    from drivers.secret import Secret
 
 _PLAIN_HTTP_PORT = 80
 
@@ -28,12 +30,14 @@ class NodeSettings:
     unlimited.
     """
 
+    name: Annotated[str, NodeName()] = ""
     state_directory: str = "/var/lib/glissade"
     max_transfers: Annotated[int, Between(1, 1024)] = 16
     buffer_budget_bytes: Annotated[int, Between(MIB, 64 * 1024 * MIB, as_size=True)] = 128 * MIB
     chunk_bytes: Annotated[int, Between(256 * KIB, 16 * MIB, as_size=True), MultipleOf(4096)] = 4 * MIB
     rate_limit: int | None = None
     job_attempts: Annotated[int, Between(1, 100)] = 5
+    lease_s: Annotated[float, Between(1, 3600)] = 30.0
     drain_timeout_s: Annotated[float, Between(0, 86400)] = 60.0
     hash_threads: Annotated[int, Between(1, 64)] = 2
     event_loop: Literal["uvloop", "asyncio"] = "uvloop"
@@ -58,16 +62,26 @@ class ApiSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogSettings:
-    """Where images, locations and jobs are recorded. `url` is `sqlite:////absolute/path`; empty in the
-    file means `catalog.db` in the state directory, and is filled in here.
+    """Where images, locations and jobs are recorded. `url` is `sqlite:////absolute/path` or
+    `postgresql+asyncpg://user@host/database`; empty in the file means `catalog.db` in the state directory,
+    and is filled in here.
     """
 
     url: str = ""
+    password: Secret | None = None
+    tls: Literal["verify-full", "require", "off"] = "verify-full"
+    ca_file: str | None = None
 
     @property
     def path(self) -> str:
-        """The database file."""
+        """The database file of SQLite."""
         return self.url.removeprefix("sqlite:///")
+
+    def address(self) -> DatabaseAddress:
+        """As the catalogue takes it."""
+        from control.catalog.database import DatabaseAddress
+
+        return DatabaseAddress(url=self.url, password=self.password, tls=self.tls, ca_file=self.ca_file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

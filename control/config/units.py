@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _MODE = re.compile(r"0?[0-7]{3}")
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,46}")
 
 
 def parse_size(text: str) -> int:
@@ -100,6 +101,16 @@ class AbsolutePath:
         if os.path.normpath(path) != path.rstrip("/").replace("//", "/") and path != "/":
             return f"must be a plain absolute path; write {os.path.normpath(path)!r}"
         return ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeName:
+    """A name for this node among others, as a host has; empty is left to the host's own."""
+
+    def problem(self, value: object) -> str:
+        if value == "" or _NODE.fullmatch(str(value)):
+            return ""
+        return "must be letters, digits, `.`, `-` and `_`, at most 47 of them"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 Nothing is synced: what was written is there after kill -9, and after a power cut the stores find out by
 themselves what is left. Each record has its length and a check value before it; the last good one counts, and
 a tail that was cut off is nothing. A file that cannot be written costs the job its checkpoints, never itself.
+
+Where nodes share a database the checkpoints are there (`checkpoint_rows.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import struct
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from dataplane.checkpoint import PART_DIGEST_BYTES, TransferCheckpoint
 from dataplane.errors import CheckpointDamagedError
@@ -24,6 +26,8 @@ from drivers.blocking import BlockingThreads
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from control.jobs.queue import Claim
+
 log = logging.getLogger(__name__)
 
 _HEAD = struct.Struct("<II")
@@ -31,6 +35,40 @@ _HEAD = struct.Struct("<II")
 _SUFFIX = ".checkpoints"
 _ROTATE_BYTES = MIB
 """From this size on a file is replaced by one with only the last checkpoint in it."""
+
+
+class AttemptLog(Protocol):
+    """Where one attempt saves its checkpoints."""
+
+    async def save(self, checkpoint: TransferCheckpoint) -> None:
+        """The newest one counts. Raises nothing: what cannot be saved is only read again."""
+        ...
+
+    async def aclose(self) -> None:
+        """What was saved stays. Idempotent."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """The checkpoints of all jobs."""
+
+    async def load(self, job_id: str) -> TransferCheckpoint | None:
+        """The last good checkpoint of the job, or None."""
+        ...
+
+    def log(self, claim: Claim) -> AttemptLog:
+        """To save one attempt's checkpoints."""
+        ...
+
+    async def remove(self, job_id: str) -> None:
+        """Forget the job's checkpoints. Idempotent."""
+        ...
+
+    async def job_ids(self) -> list[str]:
+        """Jobs that have some, perhaps only those that need them no more."""
+        ...
+
+    async def aclose(self) -> None: ...
 
 
 class CheckpointFiles:
@@ -44,9 +82,9 @@ class CheckpointFiles:
         """The last good checkpoint of the job, or None."""
         return await self._threads.run(_load, self._path(job_id))
 
-    def log(self, job_id: str) -> CheckpointLog:
+    def log(self, claim: Claim) -> CheckpointLog:
         """To save one attempt's checkpoints; the first one replaces what earlier attempts saved."""
-        return CheckpointLog(self._path(job_id), self._threads)
+        return CheckpointLog(self._path(claim.job_id), self._threads)
 
     async def remove(self, job_id: str) -> None:
         """Forget the job's checkpoints. Idempotent."""

@@ -32,15 +32,17 @@ async def clear_attempts(
     stores: Sequence[str],
     *,
     through: int,
+    since: int | None = None,
     spare: Mapping[str, str] | None = None,
 ) -> list[GlissadeError]:
-    """Remove what the job's attempts up to number `through` left in these stores; returns why it did not
-    work everywhere. `spare`: by store, the name of the attempt that will be gone on with.
+    """Remove what the job's attempts up to number `through` left in these stores (from `since` on; by default
+    from the first that was not cleared); returns why it did not work everywhere. `spare`: by store, the name
+    of the attempt that will be gone on with.
 
     An object that was published stays, only the attempt's marks go. Touches nothing that the attempts did
     not make. In a store whose configuration is gone nothing can be cleared until it is back.
     """
-    epochs = range(job.cleaned_epoch + 1, through + 1)
+    epochs = range(job.cleaned_epoch + 1 if since is None else since, through + 1)
     if not stores or not epochs:
         return []
     keep = await services.database.read(lambda tx: _published_stores(services, tx, job))

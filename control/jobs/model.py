@@ -73,6 +73,7 @@ class Job:
     rate_limit: int | None
     epoch: int
     owner: str | None
+    lease_until: datetime | None
     cleaned_epoch: int
     failures: int
     not_before: datetime | None

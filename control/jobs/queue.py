@@ -1,18 +1,21 @@
 """The store of jobs: every statement that touches them.
 
 A job is written about only by the worker that claimed it, and every such write names job, epoch and owner:
-a worker that was replaced finds no row to change and learns it by `LeaseLostError`. Requests from outside
-(cancel, rate) change columns of their own.
+a worker that was replaced finds no row to change and learns it by `LeaseLostError`. So does one that slept
+longer than its lease, whether it was replaced or not. Requests from outside (cancel, rate) change columns of
+their own.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exists, func, insert, or_, select, text, update
+from sqlalchemy.exc import IntegrityError
 
+from control.catalog.clock import database_time
+from control.catalog.database import announce
 from control.catalog.tables import jobs, utc_now
 from control.jobs.errors import (
     CancelTooLateError,
@@ -26,13 +29,21 @@ from control.jobs.model import TERMINAL, Job, JobKind, JobState, NewJob
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from sqlalchemy import RowMapping
+    from sqlalchemy import ColumnElement, RowMapping, Select
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 LONGEST_WAIT_S = 300.0
 """The longest back-off. A `not_before` later than that was written by a clock that has jumped since, and is
 not obeyed.
 """
+LONGEST_LEASE_S = 3600.0
+"""A lease that ends later than that from now was given before the clock jumped back, and is not obeyed."""
+
+_LONGEST_PHASE = 255
+ANNOUNCED_WORK = "work"
+"""There may be something to claim."""
+ANNOUNCED_JOB = "job:"
+"""Before the id of a job whose row was changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +56,16 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Renewed:
+    """A lease that was renewed, and what was asked about its job meanwhile."""
+
+    job_id: str
+    epoch: int
+    cancel_requested: bool
+    rate_limit: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
     """Which jobs to list; None is any."""
 
@@ -54,7 +75,12 @@ class JobFilter:
 
 
 class JobQueue:
-    """The SQL for jobs; stateless. Methods work inside the transaction they are given."""
+    """The SQL for jobs; it has no state but for how long a lease is. Methods work inside the transaction
+    they are given, and tell the other nodes about what they change.
+    """
+
+    def __init__(self, *, lease_s: float = 30.0) -> None:
+        self.lease_s = lease_s
 
     async def add(self, tx: AsyncConnection, new: NewJob) -> Job:
         """Accept a job: it is queued when the transaction commits."""
@@ -69,6 +95,7 @@ class JobQueue:
                 updated_at=now,
             )
         )
+        await announce(tx, ANNOUNCED_WORK)
         return await self.get(tx, new.id)
 
     async def get(self, tx: AsyncConnection, job_id: str) -> Job:
@@ -111,65 +138,67 @@ class JobQueue:
             .values(
                 state=JobState.QUEUED,
                 owner=None,
+                lease_until=None,
                 phase="queued again: the daemon had stopped",
                 updated_at=utc_now(),
             )
         )
         return lost.rowcount
 
-    async def candidates(self, tx: AsyncConnection, *, limit: int) -> list[Job]:
-        """The oldest jobs that could be claimed now.
+    async def candidates(
+        self, tx: AsyncConnection, *, limit: int, but_not: Collection[str] = ()
+    ) -> list[Job]:
+        """The oldest jobs that could be claimed now, those whose worker is gone first, without `but_not`.
 
-        Left out: those that wait for a store or for their back-off, and those whose image is being worked
-        on or not imported yet.
+        Left out: those that wait for a store or for their back-off, those whose image is being worked on
+        or not imported yet, and those that another node is just looking at.
         """
-        now = utc_now()
-        other = jobs.alias("other")
-        image_is_busy = exists().where(
-            other.c.image_id == jobs.c.image_id,
-            or_(
-                other.c.state == JobState.RUNNING,
-                (other.c.state == JobState.QUEUED)
-                & (other.c.kind == JobKind.IMPORT)
-                & (other.c.id != jobs.c.id),
-            ),
-        )
-        query = (
-            select(jobs)
-            .where(
-                jobs.c.state == JobState.QUEUED,
-                jobs.c.waiting_for.is_(None),
-                or_(
-                    jobs.c.not_before.is_(None),
-                    jobs.c.not_before <= now,
-                    jobs.c.not_before > now + timedelta(seconds=LONGEST_WAIT_S),
-                ),
-                ~image_is_busy,
-            )
-            .order_by(jobs.c.seq)
-            .limit(limit)
-        )
+        return [
+            *await self._free(tx, GONE, limit=limit, but_not=but_not),
+            *await self._free(tx, WAITING, limit=limit, but_not=but_not),
+        ][:limit]
+
+    async def _free(
+        self,
+        tx: AsyncConnection,
+        conditions: Collection[ColumnElement[bool]],
+        *,
+        limit: int,
+        but_not: Collection[str],
+    ) -> list[Job]:
+        query = free_jobs(conditions).limit(limit)
+        if but_not:
+            query = query.where(jobs.c.id.not_in(but_not))
         return [_job(row) for row in (await tx.execute(query)).mappings()]
 
     async def claim(self, tx: AsyncConnection, job: Job, owner: str) -> Job | None:
-        """Begin the next attempt; None when somebody else was quicker or the image is being worked on.
+        """Begin the next attempt, with a lease; None when somebody else was quicker or the image is being
+        worked on.
 
         The new epoch is the attempt's name: it is on disk before the attempt creates anything under that
         name.
         """
         now = utc_now()
         other = jobs.alias("other")
-        claimed = await tx.execute(
+        claiming = (
             update(jobs)
             .where(
                 jobs.c.id == job.id,
-                jobs.c.state == JobState.QUEUED,
+                or_(
+                    jobs.c.state == JobState.QUEUED,
+                    (jobs.c.state == JobState.RUNNING) & _lease_is_over(),
+                ),
                 jobs.c.epoch == job.epoch,
-                ~exists().where(other.c.image_id == job.image_id, other.c.state == JobState.RUNNING),
+                ~exists().where(
+                    other.c.image_id == job.image_id,
+                    other.c.state == JobState.RUNNING,
+                    other.c.id != job.id,
+                ),
             )
             .values(
                 state=JobState.RUNNING,
                 owner=owner,
+                lease_until=database_time(self.lease_s),
                 epoch=job.epoch + 1,
                 phase="starting",
                 not_before=None,
@@ -177,14 +206,41 @@ class JobQueue:
                 updated_at=now,
             )
         )
-        return await self.get(tx, job.id) if claimed.rowcount else None
+        try:
+            async with tx.begin_nested():
+                claimed = await tx.execute(claiming)
+        except IntegrityError:
+            return None  # Another node has just begun with another job for this image.
+        if not claimed.rowcount:
+            return None
+        await announce(tx, ANNOUNCED_JOB + job.id)
+        return await self.get(tx, job.id)
+
+    async def renew(self, tx: AsyncConnection, owner: str, job_ids: Collection[str]) -> dict[str, Renewed]:
+        """Renew those leases of these jobs that the owner still has, all at once; by job id."""
+        renewed = await tx.execute(
+            update(jobs)
+            .where(
+                jobs.c.id.in_(job_ids),
+                jobs.c.owner == owner,
+                jobs.c.state == JobState.RUNNING,
+                jobs.c.lease_until > database_time(),
+            )
+            .values(lease_until=database_time(self.lease_s))
+            .returning(jobs.c.id, jobs.c.epoch, jobs.c.cancel_requested, jobs.c.rate_limit)
+        )
+        found = [
+            Renewed(job_id=row[0], epoch=row[1], cancel_requested=row[2], rate_limit=row[3])
+            for row in renewed
+        ]
+        return {one.job_id: one for one in found}
 
     async def park(self, tx: AsyncConnection, job: Job, store: str) -> None:
         """Leave a queued job aside until `store` is usable."""
         await tx.execute(
             update(jobs)
             .where(jobs.c.id == job.id, jobs.c.state == JobState.QUEUED, jobs.c.epoch == job.epoch)
-            .values(waiting_for=store, phase=f"waiting for store {store}", updated_at=utc_now())
+            .values(waiting_for=store, phase=_fitting(f"waiting for store {store}"), updated_at=utc_now())
         )
 
     async def unpark(self, tx: AsyncConnection, stores: Collection[str]) -> list[str]:
@@ -197,6 +253,7 @@ class JobQueue:
                 .where(jobs.c.state == JobState.QUEUED, jobs.c.waiting_for.in_(stores))
                 .values(waiting_for=None, phase="queued", updated_at=utc_now())
             )
+            await announce(tx, ANNOUNCED_WORK)
         return ids
 
     async def parked_on(self, tx: AsyncConnection) -> set[str]:
@@ -207,22 +264,26 @@ class JobQueue:
         return {store for store in (await tx.execute(query.distinct())).scalars() if store}
 
     async def record(self, tx: AsyncConnection, claim: Claim, **values: Any) -> Job:
-        """Write about a job that is ours. Raises `LeaseLostError` when it is not any more."""
+        """Write about a job that is ours, while its lease lasts. Raises `LeaseLostError` when it is not any
+        more.
+        """
+        if "phase" in values:
+            values["phase"] = _fitting(values["phase"])
+        done = await tx.execute(update(jobs).where(*is_held(claim)).values(**values, updated_at=utc_now()))
+        if done.rowcount != 1:
+            raise lease_lost(claim)
+        await announce(tx, ANNOUNCED_JOB + claim.job_id)
+        if "state" in values:
+            await announce(tx, ANNOUNCED_WORK)
+        return await self.get(tx, claim.job_id)
+
+    async def confirm(self, tx: AsyncConnection, claim: Claim) -> None:
+        """Renew the lease of one job. Raises `LeaseLostError` when it is not ours any more."""
         done = await tx.execute(
-            update(jobs)
-            .where(
-                jobs.c.id == claim.job_id,
-                jobs.c.state == JobState.RUNNING,
-                jobs.c.epoch == claim.epoch,
-                jobs.c.owner == claim.owner,
-            )
-            .values(**values, updated_at=utc_now())
+            update(jobs).where(*is_held(claim)).values(lease_until=database_time(self.lease_s))
         )
         if done.rowcount != 1:
-            raise LeaseLostError(
-                f"The job {claim.job_id} is no longer at attempt {claim.epoch} of {claim.owner}."
-            )
-        return await self.get(tx, claim.job_id)
+            raise lease_lost(claim)
 
     async def pass_no_return(self, tx: AsyncConnection, claim: Claim, **values: Any) -> Job:
         """As `record`, and from here on the job can only be finished. Raises `JobCancelledError` when
@@ -248,6 +309,7 @@ class JobQueue:
         )
         job = await self.get(tx, job_id)
         if noted.rowcount:
+            await announce(tx, ANNOUNCED_JOB + job_id)
             return job
         if job.is_finished:
             raise JobFinishedError(f"The job {job_id} has {job.state} already.")
@@ -265,6 +327,8 @@ class JobQueue:
         )
         if done.rowcount != 1:
             raise LeaseLostError(f"The job {job.id} was claimed meanwhile.")
+        await announce(tx, ANNOUNCED_JOB + job.id)
+        await announce(tx, ANNOUNCED_WORK)
         return await self.get(tx, job.id)
 
     async def set_rate_limit(self, tx: AsyncConnection, job_id: str, rate_limit: int | None) -> Job:
@@ -277,6 +341,7 @@ class JobQueue:
         job = await self.get(tx, job_id)
         if not done.rowcount:
             raise JobFinishedError(f"The job {job_id} has {job.state} already.")
+        await announce(tx, ANNOUNCED_JOB + job_id)
         return job
 
     async def unclean(self, tx: AsyncConnection, *, limit: int, after: int = 0) -> list[Job]:
@@ -298,6 +363,72 @@ class JobQueue:
             .where(jobs.c.id == job.id, jobs.c.epoch == job.epoch, jobs.c.state.in_(TERMINAL))
             .values(cleaned_epoch=job.epoch)
         )
+
+
+def _fitting(phase: str) -> str:
+    """PostgreSQL takes no text that is longer than its column."""
+    return phase[:_LONGEST_PHASE]
+
+
+def is_held(claim: Claim) -> tuple[ColumnElement[bool], ...]:
+    """What is true of the row of `jobs` while the claim gives the right to write about it."""
+    return (
+        jobs.c.id == claim.job_id,
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.epoch == claim.epoch,
+        jobs.c.owner == claim.owner,
+        jobs.c.lease_until > database_time(),
+    )
+
+
+def lease_lost(claim: Claim) -> LeaseLostError:
+    """For a write that found no row."""
+    return LeaseLostError(
+        f"The job {claim.job_id} is no longer at attempt {claim.epoch} of {claim.owner},"
+        " or its lease has ended."
+    )
+
+
+def _lease_is_over() -> ColumnElement[bool]:
+    return or_(
+        jobs.c.lease_until.is_(None),
+        jobs.c.lease_until <= database_time(),
+        jobs.c.lease_until > database_time(LONGEST_LEASE_S * 2),
+    )
+
+
+def _waiting() -> tuple[ColumnElement[bool], ...]:
+    """Queued, and nothing is in the way."""
+    other = jobs.alias("other")
+    image_is_busy = exists().where(
+        other.c.image_id == jobs.c.image_id,
+        or_(
+            other.c.state == JobState.RUNNING,
+            (other.c.state == JobState.QUEUED) & (other.c.kind == JobKind.IMPORT) & (other.c.id != jobs.c.id),
+        ),
+    )
+    return (
+        jobs.c.state == JobState.QUEUED,
+        jobs.c.waiting_for.is_(None),
+        or_(
+            jobs.c.not_before.is_(None),
+            jobs.c.not_before <= database_time(),
+            jobs.c.not_before > database_time(LONGEST_WAIT_S),
+        ),
+        ~image_is_busy,
+    )
+
+
+WAITING = _waiting()
+GONE = (jobs.c.state == JobState.RUNNING, _lease_is_over())
+"""Whoever worked on it has not renewed the lease."""
+
+
+def free_jobs(conditions: Collection[ColumnElement[bool]]) -> Select[Any]:
+    """The oldest such jobs that no other node is looking at; nobody else can look at them until the
+    transaction ends.
+    """
+    return select(jobs).where(*conditions).order_by(jobs.c.seq).with_for_update(skip_locked=True, of=jobs)
 
 
 def _job(row: RowMapping) -> Job:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from control.catalog.errors import CatalogUnavailableError, CommitUnknownError
 from control.catalog.images import Content, NewLocation
+from control.jobs.errors import LeaseLostError
+from control.jobs.lease import sleepless_time_s
 from control.jobs.report import Report, StepReport
 from dataplane.checkpoint import Checkpointing
 from dataplane.errors import GlissadeError, UnavailableError
+from dataplane.failpoints import Arrow, fail_point
 from dataplane.progress import Progress
 from dataplane.terms import Destination
 from dataplane.throttle import TokenBucket
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from control.catalog.images import Image
+    from control.jobs.lease import Lease
     from control.jobs.model import Job
     from control.jobs.queue import Claim
     from control.jobs.services import Services
@@ -26,15 +32,21 @@ if TYPE_CHECKING:
     from dataplane.terms import Outcome, TransferReport
 
 
+T = TypeVar("T")
+
+_ASK_AGAIN_S = 0.5
+
+
 class Run:
     """The claimed job, what its attempt has done so far, and the right to write about it. Belongs to the
     job's task.
     """
 
-    def __init__(self, services: Services, job: Job, claim: Claim) -> None:
+    def __init__(self, services: Services, job: Job, claim: Claim, lease: Lease) -> None:
         self.services = services
         self.job = job
         self.claim = claim
+        self.lease = lease
         self.progress = Progress()
         self.bucket = TokenBucket(job.rate_limit)
         self.report = Report.from_json(job.report)
@@ -42,7 +54,7 @@ class Run:
         """What an earlier attempt left to go on with."""
         self.keep_if: Callable[[BaseException], bool] = lambda _: False
         """Whether there will be another attempt after this error."""
-        self._log = services.checkpoints.log(job.id)
+        self._log = services.checkpoints.log(claim)
 
     def checkpoints(self) -> Checkpointing:
         """For the transfer of this attempt."""
@@ -67,7 +79,9 @@ class Run:
         """Commit a step: the phase, what another attempt must know (added to the checkpoint), and `work`,
         in one transaction.
 
-        Raises `LeaseLostError` when the job is not ours any more, with nothing changed.
+        Raises `LeaseLostError` when the job is not ours any more, with nothing changed, or when nobody knows
+        whether it was: another attempt will see. While the catalogue is away it is waited for, as long as the
+        lease lasts.
         """
 
         async def step(tx: AsyncConnection) -> Job:
@@ -108,9 +122,41 @@ class Run:
         except GlissadeError:
             del self.report.steps[len(self.report.steps) - len(published) :]
             raise
+        fail_point(Arrow.PUBLISHED if published else Arrow.DELETE_INTENDED)
+
+    async def confirm_lease(self) -> None:
+        """Before something that cannot be undone: renew the lease now. What follows at once, nobody else can
+        be doing. Raises `LeaseLostError`.
+        """
+        asked_at = sleepless_time_s()
+        await self.write(lambda tx: self.services.queue.confirm(tx, self.claim))
+        self.lease.renewed(asked_at=asked_at)
+        if not self.lease.is_safe:
+            raise LeaseLostError(f"The lease on job {self.job.id} took too long to renew.")
+
+    async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """A transaction that names our claim. While a shared catalogue is away it is waited for, as long as
+        the lease lasts. Raises `LeaseLostError`, also when it is not known whether it was committed.
+        """
+        database = self.services.database
+        while True:
+            try:
+                return await database.write(work)
+            except CommitUnknownError as error:
+                raise LeaseLostError(
+                    f"The job {self.job.id} is left to another attempt: {error.message}"
+                ) from error
+            except CatalogUnavailableError as error:
+                if not database.is_shared:
+                    raise
+                if not self.lease.is_safe:
+                    raise LeaseLostError(
+                        f"The lease on job {self.job.id} could not be renewed: {error.message}"
+                    ) from error
+            await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _commit(self, step: Callable[[AsyncConnection], Awaitable[Job]]) -> None:
-        self.job = await self.services.database.write(step)
+        self.job = await self.write(step)
         self.services.board.changed(self.job.id)
 
     def _values(self, phase: str, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from control.catalog.database import Database
     from control.catalog.images import Image, Images, Location
     from control.jobs.board import Board
-    from control.jobs.checkpoints import CheckpointFiles
+    from control.jobs.checkpoints import Checkpoints
     from control.jobs.limits import Limits
     from control.jobs.queue import JobQueue
     from control.jobs.requests import ImportSource
@@ -65,7 +65,7 @@ class Services:
     limits: Limits
     sources: ImportSources
     board: Board
-    checkpoints: CheckpointFiles
+    checkpoints: Checkpoints
     os_hash_algo: str
 
     def first_unusable(

@@ -6,6 +6,9 @@ pass, a shutdown)
 However an attempt ends, what it left in the stores is cleared before its end is recorded, but for what the
 next attempt goes on with; where a store does not answer the job ends all the same and the clearing is
 repeated until it works.
+
+Each claim is a lease. All leases are renewed together every third of it; an attempt whose lease could not be
+renewed for two thirds of it is interrupted here, before anybody else may begin with the job.
 """
 
 from __future__ import annotations
@@ -13,15 +16,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from control.catalog.errors import CatalogError
+from control.catalog.clock import database_time
+from control.catalog.errors import CatalogError, CatalogUnavailableError
 from control.catalog.tables import utc_now
 from control.jobs.board import RunningJob
 from control.jobs.cleaning import clear_attempts
@@ -34,16 +38,18 @@ from control.jobs.errors import (
     NothingToDoError,
     QuarantinedError,
 )
+from control.jobs.lease import SAFE_PART, Lease, sleepless_time_s
 from control.jobs.model import Job, JobState
-from control.jobs.queue import LONGEST_WAIT_S, Claim
+from control.jobs.queue import ANNOUNCED_JOB, LONGEST_WAIT_S, Claim
 from control.jobs.recipes import RECIPES
 from control.jobs.report import describe_error
 from control.jobs.run import Run
 from dataplane.errors import GlissadeError
+from dataplane.failpoints import Arrow, fail_point
 from dataplane.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -61,6 +67,8 @@ counting. What still fails after five attempts needs a person.
 _TURN_S = 1.0
 """How long a back-off that has ended or a change made elsewhere may go unnoticed."""
 _CLEAR_EVERY_S = 30.0
+_LOOK_ANEW_S = 30.0
+"""How long a job that another node parked, for a store that only that node cannot use, may wait for us."""
 _CLEAR_AT_ONCE = 100
 
 
@@ -69,6 +77,7 @@ class Stop(Enum):
 
     CANCEL = "cancel"
     DRAIN = "drain"
+    LEASE = "lease"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +93,11 @@ class Ending:
 
 
 class _Attempt:
-    """An attempt in progress: its task, and why it was told to stop."""
+    """An attempt in progress: its task, its lease, and why it was told to stop."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.rate_limit = run.job.rate_limit
         self.work: asyncio.Task[None] | None = None
         self.stop: Stop | None = None
 
@@ -120,7 +130,10 @@ class Worker:
         self._attempts: dict[str, _Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._beat = asyncio.Event()
+        self._lost: list[Job] = []
         self._uses_seen: dict[str, frozenset[Use]] = {}
+        self._look_anew_at = 0.0
         self._stopping = False
         self._clearing: asyncio.Task[None] | None = None
         self._clear_at = 0.0
@@ -152,22 +165,107 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`. Raises a `CatalogError` when the catalogue fails: nothing more can be
-        promised then.
+        promised then. A shared catalogue that is away is waited for.
         """
         self.turned_at = asyncio.get_running_loop().time()
-        recovered = await self._services.database.write(
-            lambda tx: self._services.queue.recover(tx, self._owner)
-        )
-        if recovered:
-            log.warning("%d jobs were running when the daemon last stopped; they are queued again", recovered)
-        await self._forget_old_checkpoints()
+        if not self._services.database.is_shared:
+            recovered = await self._services.database.write(
+                lambda tx: self._services.queue.recover(tx, self._owner)
+            )
+            if recovered:
+                log.warning(
+                    "%d jobs were running when the daemon last stopped; they are queued again", recovered
+                )
+        with self._patience():
+            await self._forget_old_checkpoints()
         async with asyncio.TaskGroup() as group:
+            leases = [
+                group.create_task(self._renew_leases(), name="renew leases"),
+                group.create_task(self._watch_leases(), name="watch leases"),
+                group.create_task(self._services.database.listen(self._hear), name="listen"),
+            ]
             while not self._stopping:
                 self._wake.clear()
-                await self._claim_some(group)
+                with self._patience():
+                    await self._claim_some(group)
                 self._clear_leftovers(group)
                 await self._pause(self._wake.wait())
             await self._drain()
+            for task in leases:
+                task.cancel()
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        """A shared catalogue that does not answer now is asked again in the next turn."""
+        try:
+            yield
+        except CatalogUnavailableError as error:
+            if not self._services.database.is_shared:
+                raise
+            log.debug("Worker: %s", error)
+
+    def _hear(self, announced: str) -> None:
+        """Something was announced by a node, perhaps this one; empty when something may have been missed."""
+        job_id = announced.removeprefix(ANNOUNCED_JOB)
+        if job_id == announced:
+            self.wake()
+        else:
+            self._services.board.changed(job_id)
+        if job_id in self._attempts or not announced:
+            self._beat.set()
+
+    async def _renew_leases(self) -> None:
+        """Every third of a lease, when something was asked about a job that runs here, and soon again while
+        the catalogue is away.
+        """
+        third_s = self._services.queue.lease_s / 3
+        wait_s = third_s
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._beat.wait()
+            self._beat.clear()
+            wait_s = min(third_s / 4, _TURN_S)
+            with self._patience():
+                await self._renew()
+                wait_s = third_s
+
+    async def _renew(self) -> None:
+        """Renew all leases in one statement, and obey what was asked about their jobs."""
+        attempts = dict(self._attempts)
+        if not attempts:
+            return
+        services, asked_at = self._services, sleepless_time_s()
+        renewed = await services.database.write(
+            lambda tx: services.queue.renew(tx, self._owner, list(attempts)), patience_s=0
+        )
+        for job_id, attempt in attempts.items():
+            found = renewed.get(job_id)
+            if self._attempts.get(job_id) is not attempt:
+                continue  # It has ended meanwhile.
+            if found is None or found.epoch != attempt.run.claim.epoch:
+                attempt.interrupt(Stop.LEASE)
+                continue
+            attempt.run.lease.renewed(asked_at=asked_at)
+            if found.cancel_requested:
+                attempt.interrupt(Stop.CANCEL)
+            if found.rate_limit != attempt.rate_limit:
+                attempt.rate_limit = found.rate_limit
+                attempt.run.bucket.set_rate(found.rate_limit)
+
+    async def _watch_leases(self) -> None:
+        """Stop what could not be renewed in time. After a sleep, this is the first thing to happen."""
+        lease_s = self._services.queue.lease_s
+        while True:
+            for attempt in self._attempts.values():
+                if not attempt.run.lease.is_safe and attempt.stop is None:
+                    log.warning(
+                        "Job %s: the lease was not renewed for %g s; the attempt stops",
+                        attempt.run.job.id,
+                        lease_s * SAFE_PART,
+                    )
+                    attempt.interrupt(Stop.LEASE)
+            await asyncio.sleep(lease_s / 24)
 
     async def _forget_old_checkpoints(self) -> None:
         """Those of jobs that have ended, if the daemon was killed just then."""
@@ -191,11 +289,14 @@ class Worker:
     async def _claim_some(self, group: asyncio.TaskGroup) -> None:
         """Claim the oldest jobs that can be worked on, as many as there is room for."""
         while (room := self._max_jobs - len(self._attempts)) > 0:
-            claimed, changed = await self._services.database.write(partial(self._claim, room=room))
+            asked_at = sleepless_time_s()
+            claimed, changed = await self._services.database.write(
+                partial(self._claim, room=room), patience_s=0
+            )
             for job_id in changed:
                 self._services.board.changed(job_id)
             for job in claimed:
-                self._start(group, job)
+                self._start(group, job, Lease(self._services.queue.lease_s, asked_at=asked_at))
             if not claimed:
                 return
 
@@ -204,12 +305,15 @@ class Worker:
         jobs that changed.
         """
         services = self._services
+        self._look_anew()
         better = [name for name in await services.queue.parked_on(tx) if self._is_better(name)]
         changed = await services.queue.unpark(tx, better) if better else []
         claimed: list[Job] = []
         while len(claimed) < room:
             parked = 0
-            for job in await services.queue.candidates(tx, limit=room - len(claimed)):
+            for job in await services.queue.candidates(
+                tx, limit=room - len(claimed), but_not=list(self._attempts)
+            ):
                 store = await self._waits_for(tx, job)
                 if store is not None:
                     uses = services.uses_of(store)
@@ -223,6 +327,13 @@ class Worker:
             if not parked:
                 break
         return claimed, changed
+
+    def _look_anew(self) -> None:
+        """Where jobs are parked by others, too, a store that we can use may have jobs waiting for it."""
+        now = asyncio.get_running_loop().time()
+        if self._services.database.is_shared and now >= self._look_anew_at:
+            self._look_anew_at = now + _LOOK_ANEW_S
+            self._uses_seen.clear()
 
     def _is_better(self, store: str) -> bool:
         """Whether the store can be used in a way in which it could not when jobs were parked for it; whether
@@ -241,8 +352,8 @@ class Worker:
             log.debug("Job %s: %r while looking for its stores; its attempt will tell", job.id, error)
             return None
 
-    def _start(self, group: asyncio.TaskGroup, job: Job) -> None:
-        run = Run(self._services, job, Claim(job_id=job.id, epoch=job.epoch, owner=self._owner))
+    def _start(self, group: asyncio.TaskGroup, job: Job, lease: Lease) -> None:
+        run = Run(self._services, job, Claim(job_id=job.id, epoch=job.epoch, owner=self._owner), lease)
         attempt = _Attempt(run)
         self._attempts[job.id] = attempt
         self._services.board.running[job.id] = RunningJob(run.progress, run.bucket)
@@ -261,6 +372,7 @@ class Worker:
             await self._end(run, ending)
         except LeaseLostError as error:
             log.warning("Job %s: %s", run.job.id, error)
+            self._lost.append(run.job)
         finally:
             del self._attempts[run.job.id]
             del self._services.board.running[run.job.id]
@@ -282,7 +394,15 @@ class Worker:
             raise
         try:
             attempt.work.result()
-        except (LeaseLostError, CatalogError):
+        except LeaseLostError:
+            raise
+        except CatalogUnavailableError as error:
+            if not self._services.database.is_shared:
+                raise
+            return Ending(
+                state=JobState.QUEUED, phase="queued again: the catalogue was away", error=error, again=True
+            )
+        except CatalogError:
             raise
         except (asyncio.CancelledError, JobCancelledError) as error:
             return self._after_interruption(attempt, error)
@@ -299,10 +419,12 @@ class Worker:
     def _will_go_on(self, attempt: _Attempt, error: BaseException) -> bool:
         """Whether another attempt comes after this error, so that what the stores have so far is of use."""
         if isinstance(error, asyncio.CancelledError):
-            return attempt.stop is Stop.DRAIN
+            return attempt.stop in (Stop.DRAIN, Stop.LEASE)
         return isinstance(error, GlissadeError) and self._after_failure(attempt.run.job, error).again
 
     def _after_interruption(self, attempt: _Attempt, error: BaseException) -> Ending:
+        if attempt.stop is Stop.LEASE:
+            raise LeaseLostError("The lease was lost; the attempt was stopped.")
         if attempt.stop is Stop.DRAIN:
             return Ending(state=JobState.QUEUED, phase="queued again: the daemon is stopping", again=True)
         if attempt.stop is Stop.CANCEL or isinstance(error, JobCancelledError):
@@ -311,6 +433,7 @@ class Worker:
 
     async def _recipe(self, run: Run) -> None:
         recipe = RECIPES[run.job.kind]
+        fail_point(Arrow.CLAIMED)
         try:
             stores = recipe.written_stores(run.job)
         except ValidationError as error:
@@ -350,11 +473,13 @@ class Worker:
         spare: Mapping[str, str] = {}
         if stores and ending.again and not job.published:
             spare = _kept(await self._services.checkpoints.load(job.id))
-        leftovers = await clear_attempts(self._services, job, stores, through=job.epoch, spare=spare)
+        leftovers = await self._cleared(run, stores, spare)
+        fail_point(Arrow.CLEARED)
         values: dict[str, Any] = {
             "state": ending.state,
             "phase": ending.phase,
             "error": describe_error(ending.error) if ending.error is not None else None,
+            "lease_until": None,
         }
         if not leftovers and not spare:
             values["cleaned_epoch"] = job.epoch
@@ -365,7 +490,7 @@ class Worker:
         if ending.again:
             values |= {"owner": None, "failures": job.failures + ending.counts}
             if ending.counts:
-                values["not_before"] = utc_now() + timedelta(seconds=self._wait_s(job.failures))
+                values["not_before"] = database_time(self._wait_s(job.failures))
         else:
             values["finished_at"] = utc_now()
 
@@ -374,11 +499,23 @@ class Worker:
             if not ending.again and ending.state is not JobState.SUCCEEDED and not ended.published:
                 await RECIPES[job.kind].given_up(tx, ended, self._services)
 
-        await self._services.database.write(finish)
+        await run.write(finish)
+        fail_point(Arrow.FINISHED)
         if not spare:
             await self._services.checkpoints.remove(job.id)
         level = logging.INFO if ending.error is None else logging.WARNING
         log.log(level, "Job %s: %s%s", job.id, ending.phase, f": {ending.error}" if ending.error else "")
+
+    async def _cleared(
+        self, run: Run, stores: Sequence[str], spare: Mapping[str, str]
+    ) -> list[GlissadeError]:
+        """What the attempt left is gone; or why not."""
+        try:
+            return await clear_attempts(self._services, run.job, stores, through=run.job.epoch, spare=spare)
+        except CatalogUnavailableError as error:
+            if not self._services.database.is_shared:
+                raise
+            return [error]  # Whether it can be recorded will be seen; the clearing is repeated later.
 
     def _wait_s(self, failures: int) -> float:
         longest = min(self._retry.longest_wait_s, self._retry.first_wait_s * 2 ** min(failures, 16))
@@ -393,6 +530,34 @@ class Worker:
         self._clearing = group.create_task(self._clear_finished(), name="clear leftovers")
 
     async def _clear_finished(self) -> None:
+        with self._patience():
+            await self._clear_lost()
+            await self._clear_unclean()
+
+    async def _clear_lost(self) -> None:
+        """Our own attempts that lost their leases may have made something after the next attempt had looked;
+        what that one goes on with stays.
+        """
+        services = self._services
+        for lost in list(self._lost):
+            try:
+                job = await services.database.read(partial(services.queue.get, job_id=lost.id))
+                stores = RECIPES[job.kind].written_stores(job)
+            except (JobNotFoundError, ValidationError):
+                self._lost.remove(lost)
+                continue
+            failures: list[GlissadeError] = []
+            if (
+                job.epoch > lost.epoch
+            ):  # Otherwise the next attempt begins by clearing it, and we have stopped.
+                spare = _kept(await services.checkpoints.load(job.id))
+                failures = await clear_attempts(
+                    services, job, stores, since=lost.epoch, through=lost.epoch, spare=spare
+                )
+            if not failures:
+                self._lost.remove(lost)
+
+    async def _clear_unclean(self) -> None:
         services = self._services
         after = 0
         while page := await services.database.read(

@@ -27,6 +27,8 @@ from drivers.options import RetryOptions, StoreOptions
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
+    from control.catalog.database import DatabaseAddress
+
 FINISHED = ("succeeded", "failed", "cancelled", "ignored", "quarantined")
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.01, longest_wait_s=0.02)
 
@@ -46,11 +48,13 @@ class Place:
     node: dict[str, Any] = field(default_factory=dict)
     api: dict[str, Any] = field(default_factory=dict)
     socket_path: str = ""
+    catalog: DatabaseAddress | None = None
+    """On PostgreSQL, for several daemons with the same root; SQLite when None."""
 
     def __post_init__(self) -> None:
-        self.incoming.mkdir()
+        self.incoming.mkdir(exist_ok=True)
         for store in self.stores:
-            self.directory(store).mkdir()
+            self.directory(store).mkdir(exist_ok=True)
 
     @property
     def incoming(self) -> Path:
@@ -85,6 +89,11 @@ class Place:
         path.write_bytes(content)
         return {"path": str(path)}
 
+    def _catalog(self) -> CatalogSettings:
+        if self.catalog is None:
+            return CatalogSettings(url=f"sqlite:///{self.database}")
+        return CatalogSettings(url=self.catalog.url, password=self.catalog.password, tls=self.catalog.tls)
+
     def settings(self) -> Settings:
         quick = RetryOptions(attempts=1, first_wait_s=0.01, longest_wait_s=0.01)
         return Settings(
@@ -100,7 +109,7 @@ class Place:
                 },
             ),
             api=ApiSettings(socket=self.socket, **{"allow_groups": (), **self.api}),
-            catalog=CatalogSettings(url=f"sqlite:///{self.database}"),
+            catalog=self._catalog(),
             imports=ImportSettings(directories=(str(self.incoming),)),
             stores={
                 store: StoreSettings(

@@ -590,7 +590,7 @@ async def test_a_delete_that_failed_can_be_asked_for_again(
 
 
 async def test_a_broken_catalogue_ends_the_daemon(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: object) -> None:
+    async def broken(*_: object, **__: object) -> None:
         raise CatalogUnavailableError("The catalogue database failed: disk I/O error.")
 
     async def live() -> None:

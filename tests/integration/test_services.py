@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.services.ceph import Ceph
     from tests.services.endpoints import S3Endpoint, SwiftEndpoint
     from tests.services.keystone import Keystone
+    from tests.services.postgres import Postgres
     from tests.services.swift import Swift
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +143,14 @@ def test_keystone_comes_back_after_a_crash_and_knows_its_tokens(keystone: Keysto
     finally:
         keystone.start()
     call("GET", f"{keystone.auth_url}/auth/catalog", headers={"X-Auth-Token": token})
+
+
+@pytest.mark.service("postgres")
+def test_postgres_keeps_what_it_acknowledged_when_it_crashes(postgres: Postgres) -> None:
+    name = postgres.new_database()
+    postgres.query(name, "create table t as select 7 as n")
+    postgres.restart()
+    assert postgres.query(name, "select n from t") == [["7"]]
 
 
 @pytest.mark.service("keystone")

@@ -12,8 +12,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
-from control.catalog import database as database_module
-from control.catalog.database import file_system_type, open_database
+from control.catalog import sqlite as sqlite_module
+from control.catalog.database import open_database
 from control.catalog.errors import (
     CatalogError,
     CatalogInUseError,
@@ -21,6 +21,7 @@ from control.catalog.errors import (
     SchemaTooNewError,
     UnsafeCatalogPathError,
 )
+from control.catalog.sqlite import file_system_type
 from control.catalog.tables import metadata
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ async def test_a_schema_of_a_later_version_is_refused(tmp_path: Path) -> None:
 async def test_network_and_fuse_file_systems_are_refused(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "file_system_type", lambda _: kind)
+    monkeypatch.setattr(sqlite_module, "file_system_type", lambda _: kind)
     with pytest.raises(UnsafeCatalogPathError, match=f"is on {kind}"):
         await open_database(url(tmp_path / "catalog.db"))
     assert _modes(tmp_path) == {}
@@ -195,7 +196,7 @@ async def test_what_cannot_be_a_catalogue_is_refused_with_its_reason(
 
 async def test_another_kind_of_database_is_refused() -> None:
     with pytest.raises(CatalogError, match="is not supported"):
-        await open_database("postgresql://user:secret@host/db")
+        await open_database("mysql://user:secret@host/db")
 
 
 async def _make_table(database: Database) -> None:

@@ -23,18 +23,17 @@ from control.catalog.tables import images as image_table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from control.catalog.database import Database
+    from control.catalog.database import Database, DatabaseAddress
 
 CONTENT = Content(size_bytes=5, checksum="m" * 32, os_hash_algo="sha512", os_hash_value="s" * 128)
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await open_database(f"sqlite:///{tmp_path}/catalog.db")
+async def database(catalog_address: DatabaseAddress) -> AsyncIterator[Database]:
+    opened = await open_database(catalog_address)
     yield opened
     await opened.aclose()
 

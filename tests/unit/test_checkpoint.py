@@ -12,6 +12,7 @@ import pytest
 
 from control.jobs import checkpoints
 from control.jobs.checkpoints import CheckpointFiles
+from control.jobs.queue import Claim
 from dataplane.checkpoint import (
     Checkpointer,
     Checkpointing,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 JOB = "5b0a9a5e-0000-4000-8000-000000000001"
+CLAIM = Claim(job_id=JOB, epoch=1, owner="me")
 
 
 def checkpoint(parts: int = 3, at: int = 5000) -> TransferCheckpoint:
@@ -95,7 +97,7 @@ def test_what_is_no_checkpoint_is_refused(data: Any) -> None:
 
 async def test_the_last_checkpoint_of_a_log_counts(files: CheckpointFiles) -> None:
     assert await files.load(JOB) is None
-    log = files.log(JOB)
+    log = files.log(CLAIM)
     for number in range(30):
         await log.save(checkpoint(parts=number // 3, at=number))
         assert await files.load(JOB) == checkpoint(parts=number // 3, at=number)
@@ -110,18 +112,18 @@ async def test_the_last_checkpoint_of_a_log_counts(files: CheckpointFiles) -> No
 
 async def test_a_new_attempt_replaces_the_log_of_the_old_one(files: CheckpointFiles) -> None:
     for attempt in range(3):
-        log = files.log(JOB)
+        log = files.log(CLAIM)
         await log.save(checkpoint(parts=4, at=attempt))
         await log.aclose()
     assert await files.load(JOB) == checkpoint(parts=4, at=2)
-    log = files.log(JOB)
+    log = files.log(CLAIM)
     await log.aclose()  # It had nothing to save.
     assert await files.load(JOB) == checkpoint(parts=4, at=2)
 
 
 async def test_a_log_does_not_grow_for_ever(files: CheckpointFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "_ROTATE_BYTES", 1000)
-    log = files.log(JOB)
+    log = files.log(CLAIM)
     sizes = []
     for number in range(200):
         await log.save(checkpoint(parts=3, at=number))
@@ -134,7 +136,7 @@ async def test_a_log_does_not_grow_for_ever(files: CheckpointFiles, monkeypatch:
 
 async def test_cut_off_anywhere_the_last_whole_record_counts(files: CheckpointFiles) -> None:
     """As after kill -9 in the middle of a write, or when a power cut took the end."""
-    log = files.log(JOB)
+    log = files.log(CLAIM)
     ends: dict[int, TransferCheckpoint | None] = {0: None}
     for number in range(4):
         await log.save(checkpoint(parts=2 * number, at=number))
@@ -148,7 +150,7 @@ async def test_cut_off_anywhere_the_last_whole_record_counts(files: CheckpointFi
 
 
 async def test_a_flipped_bit_anywhere_is_never_believed(files: CheckpointFiles) -> None:
-    log = files.log(JOB)
+    log = files.log(CLAIM)
     good = [None, checkpoint(parts=1, at=1), checkpoint(parts=2, at=2)]
     await log.save(checkpoint(parts=1, at=1))
     await log.save(checkpoint(parts=2, at=2))

@@ -428,8 +428,23 @@ MISTAKES = {
     "catalogue elsewhere": (
         f'[catalog]\nurl = "postgresql://u:{CANARY}@db/glissade"',
         (
-            "catalog.url: must name an SQLite database; "
-            'write "sqlite:////var/lib/glissade/catalog.db" (four slashes) or just the path'
+            "catalog.url: must not hold a password; "
+            'write password = { file = "/etc/glissade/catalog-password" }'
+        ),
+    ),
+    "catalogue of another kind": (
+        f'[catalog]\nurl = "mysql://u:{CANARY}@db/glissade"',
+        (
+            "catalog.url: must name an SQLite or PostgreSQL database; "
+            'write "sqlite:////var/lib/glissade/catalog.db" (four slashes) or just the path, '
+            "or postgresql+asyncpg://user@host/database"
+        ),
+    ),
+    "catalogue without a database": (
+        '[catalog]\nurl = "postgresql://u@db"',
+        (
+            "catalog.url: must name a host and a database, and may list hosts as ?host=; "
+            "write postgresql+asyncpg://user@host/database"
         ),
     ),
     "relative catalogue": (

@@ -145,14 +145,16 @@ async def opened(
         size_bytes=size_bytes,
         part_bytes=part_bytes,
     )
-    yield bench
-    assert pool.free_chunks == pool.chunk_count
-    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
-    for store in stores:
-        await store.aclose()
-    await local.aclose()
-    hashing.close()
-    pool.close()
+    try:
+        yield bench
+        assert pool.free_chunks == pool.chunk_count
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+    finally:
+        for store in stores:
+            await store.aclose()
+        await local.aclose()
+        hashing.close()
+        pool.close()
 
 
 @pytest.fixture

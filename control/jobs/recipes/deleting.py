@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from control.catalog.errors import ImageNotFoundError
 from control.jobs.audit import audit
+from control.jobs.errors import LeaseLostError
 from control.jobs.recipes.base import image_or_none, request_of
 from control.jobs.report import StepReport
 from control.jobs.requests import DeleteRequest
 from dataplane.errors import GlissadeError, NotFoundError
+from dataplane.failpoints import Arrow, fail_point
 from drivers.location import key_of_location
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class DeleteRecipe:
         for target in targets:
             try:
                 await self._delete(run, target)
+            except LeaseLostError:
+                raise
             except GlissadeError as error:
                 run.report.add(StepReport.failed("delete", target["store"], error))
                 run.services.report_failure(error)
@@ -130,9 +134,11 @@ class DeleteRecipe:
             key=key,
             identity=target["identity"],
         )
+        await run.confirm_lease()
         started = time.monotonic()
         try:
             await driver.delete(key, identity=target["identity"])
+            fail_point(Arrow.DELETED)
             method = "deleted"
         except NotFoundError:
             method = "gone already"

@@ -29,6 +29,7 @@ from control.jobs.report import StepReport
 from control.jobs.requests import MoveRequest
 from control.jobs.run import new_places
 from dataplane.errors import NotFoundError, ObjectChangedError, StoreError
+from dataplane.failpoints import Arrow, fail_point
 from dataplane.store import Intent
 from dataplane.terms import VerifyMode
 from dataplane.transfer import transfer
@@ -151,6 +152,7 @@ class MoveRecipe:
             except NotFoundError:
                 intent["gone"] = True
             await run.record("deleting the source", checkpoint={"delete": intent})
+            fail_point(Arrow.DELETE_INTENDED)
         intent = run.job.checkpoint["delete"]
         if intent["gone"]:
             run.report.add(StepReport(step="delete", store=store, method="gone already"))
@@ -166,8 +168,10 @@ class MoveRecipe:
             identity=intent["identity"],
             moved_to=run.job.checkpoint["published"][0],
         )
+        await run.confirm_lease()
         try:
             await source.delete(key, identity=intent["identity"])
+            fail_point(Arrow.DELETED)
             method = "deleted"
         except NotFoundError:
             method = "gone already"

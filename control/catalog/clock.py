@@ -1,0 +1,42 @@
+"""The database's own clock, for what several nodes compare: leases and back-offs.
+
+Nodes need not agree about the time then. In SQLite it is the clock of the host, which is the same thing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import DateTime, Float, bindparam
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+if TYPE_CHECKING:
+    from datetime import datetime  # noqa: F401 (for the type below)
+
+
+class database_time(FunctionElement["datetime"]):  # noqa: N801 - reads as the SQL function that it is
+    """The database's time when the statement runs, and so many seconds more; UTC without a zone."""
+
+    type = DateTime()
+    name = "database_time"
+    inherit_cache = True
+
+    def __init__(self, plus_s: float = 0.0) -> None:
+        super().__init__(bindparam(None, plus_s, type_=Float()))
+
+
+@compiles(database_time, "postgresql")
+def _for_postgresql(element: database_time, compiler: Any, **options: Any) -> str:
+    (plus,) = element.clauses
+    seconds = compiler.process(plus, **options)
+    # now() would be the time at which the transaction began.
+    return f"(timezone('utc', clock_timestamp()) + make_interval(secs => {seconds}))"
+
+
+@compiles(database_time, "sqlite")
+def _for_sqlite(element: database_time, compiler: Any, **options: Any) -> str:
+    (plus,) = element.clauses
+    seconds = compiler.process(plus, **options)
+    # Times are compared as text, so they all need six digits after the point.
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {seconds}))"
