@@ -3,7 +3,7 @@
 #   PYTHON=/path/to/python3.12   which interpreter makes .venv (3.11 or newer; found by itself otherwise)
 #   SERVICES=none                leave out whatever needs foreign programs, servers or loop mounts
 #   IMAGE=path-or-url            the image `make demo` moves (it builds one otherwise)
-#   ARGS="..."                   further arguments for pytest, the bench or the demo
+#   ARGS="..."                   further arguments for pytest, chaos, the bench or the demo
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,7 +18,7 @@ export PYTHON SERVICES
 
 BIN := .venv/bin
 
-.PHONY: help setup services rivals check format test bench demo lock clean
+.PHONY: help setup services rivals check format test chaos bench demo lock clean
 
 help:  ## show this list
 	@echo "Glissade: make TARGET"
@@ -48,6 +48,9 @@ test: setup services  ## everything CI checks: `check`, then all tests (SERVICES
 	@if [[ "$$SERVICES" != none ]]; then tools/rivals; fi
 	@$(MAKE) check
 	@echo "== pytest"; $(BIN)/python -m pytest $(ARGS)
+
+chaos: setup services  ## break a daemon on purpose; ARGS="--short", ARGS="kill9 --count 50 --seed 7" (docs/chaos.md)
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: rivals  ## measure us beside our rivals; ARGS="--quick", ARGS="--list"
 	@$(BIN)/python -m bench $(ARGS)
