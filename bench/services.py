@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bench.model import BenchError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+_NO_SERVERS: Final = "needs servers: name the file that describes them by --services"
 
 T = TypeVar("T", "S3Server", "SwiftServer", "RbdServer")
 
@@ -72,10 +74,20 @@ class Services:
         return _need(self.rbd, "RBD")
 
 
+def groups(file: Path | None) -> Sequence[str]:
+    """Whose servers the file describes. Raises `BenchError`."""
+    if file is None:
+        raise BenchError(_NO_SERVERS)
+    try:
+        return list(json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"--services {file}: {type(error).__name__}: {error}") from error
+
+
 def load(file: Path | None, group: str = "ceph") -> Services:
     """Read the file's servers of that name. Raises `BenchError` saying what is wrong with it."""
     if file is None:
-        raise BenchError("needs servers: name the file that describes them by --services")
+        raise BenchError(_NO_SERVERS)
     try:
         told: Mapping[str, Any] = json.loads(file.read_text())[group]
         return Services(

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSpec:
-    """A store of a type (`file`, `s3`, `swift`, `rbd`): a directory, or a server out of the file of
-    `--services`; `config` are further fields of the driver's own configuration."""
+    """A store of a type (`file`, `s3`, `swift`, `rbd`): a directory, or a server out of a group of the file
+    of `--services`; `config` are further fields of the driver's own configuration."""
 
     type: str
     directory: str | None = None
     services: str | None = None
+    group: str = "ceph"
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def open(self, name: str, options: StoreOptions) -> Driver:
@@ -40,7 +41,7 @@ class StoreSpec:
             from drivers.filesystem.config import Directory
 
             return {"directories": (Directory(path=self.directory or ""),)}
-        services = load(Path(self.services) if self.services else None)
+        services = load(Path(self.services) if self.services else None, self.group)
         if self.type == "s3":
             s3 = services.need_s3()
             return {

@@ -18,6 +18,7 @@ from yarl import URL
 from dataplane.errors import StalledError, StoreError, TruncatedError, UnavailableError
 from dataplane.store import MIB
 from drivers.blocking import run_blocking
+from drivers.receiving import Receiver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -27,12 +28,17 @@ if TYPE_CHECKING:
 _SLICE_BYTES: Final = MIB
 """How much is given to the transport at once: what the kernel does not take is copied by asyncio."""
 _READ_BUFFER_BYTES: Final = MIB
+_TAKEN_OVER_BYTES: Final = 8 * MIB
+"""A shorter body is not worth a connection."""
 _FILL_PATIENCE_S: Final = 0.25
 """How long a read waits for more once it has something: a full buffer is cheaper downstream, but a slow
 server must be seen to make progress.
 """
 _LONGEST_RETRY_AFTER_S: Final = 86400.0
 _LONGEST_TEXT_BYTES: Final = 64 * 1024
+_OF_ANOTHER_HOST: Final = (62, 64)
+_EXPIRED: Final = 10
+"""Codes of OpenSSL's X509_V_ERR: host name or address mismatch, expired."""
 
 
 async def tls_context(store: str, ca_file: str | None, *, verify: bool = True) -> ssl.SSLContext:
@@ -225,12 +231,27 @@ async def read_text(response: aiohttp.ClientResponse) -> str:
 
 
 class BodyReader:
-    """An answer's body of known length, copied once: from the pieces that aiohttp hands out into the caller's
-    buffer. Belongs to one task.
+    """An answer's body of known length, into the caller's buffer: by way of aiohttp, which is one copy more,
+    or with `stall_timeout_s`, and where much is still to come, directly (`drivers/receiving.py`). Belongs to
+    one task.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, *, length_bytes: int, store: str, key: str) -> None:
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        *,
+        length_bytes: int,
+        store: str,
+        key: str,
+        stall_timeout_s: float | None = None,
+    ) -> None:
         self._content = response.content
+        self._stall_timeout_s = stall_timeout_s or 0.0
+        self._receiver = (
+            Receiver.take_over(response)
+            if stall_timeout_s is not None and length_bytes >= _TAKEN_OVER_BYTES
+            else None
+        )
         self._left = length_bytes
         self._store = store
         self._key = key
@@ -248,6 +269,8 @@ class BodyReader:
         room = min(len(buffer), self._left)
         if not room:
             return 0
+        if self._receiver is not None:
+            return await self._receive(self._receiver, buffer[:room])
         filled = await self._take(buffer[:room])
         if filled < room:
             try:
@@ -260,21 +283,56 @@ class BodyReader:
                 pass
         return filled
 
+    async def _receive(self, receiver: Receiver, room: memoryview) -> int:
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._stall_timeout_s
+        while True:
+            filled = await receiver.receive(room, patience_s=_FILL_PATIENCE_S)
+            self._left -= filled
+            if filled:
+                return filled
+            if receiver.is_ended:
+                raise self._ended_early()
+            if now() >= deadline:
+                raise StalledError(
+                    f"{self._store}/{self._key}: reading it: the server sent nothing for the stall time-out.",
+                    store=self._store,
+                    key=self._key,
+                )
+
+    def _ended_early(self) -> TruncatedError:
+        return TruncatedError(
+            f"{self._store}/{self._key}: ended {self._left} bytes early.", store=self._store, key=self._key
+        )
+
     async def _take(self, room: memoryview) -> int:
         if not self._piece:
             with wire_errors(self._store, self._key, "reading it"):
                 self._piece = memoryview(await self._content.readany())
             if not self._piece:
-                raise TruncatedError(
-                    f"{self._store}/{self._key}: ended {self._left} bytes early.",
-                    store=self._store,
-                    key=self._key,
-                )
+                raise self._ended_early()
         size = min(len(room), len(self._piece))
         room[:size] = self._piece[:size]
         self._piece = self._piece[size:]
         self._left -= size
         return size
+
+
+def tls_hint(error: aiohttp.ClientError) -> str:
+    """What to do about a server whose certificate was refused."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return certificate_hint(error.certificate_error)
+    return certificate_hint(None)
+
+
+def certificate_hint(error: BaseException | None) -> str:
+    """The same, by what the ssl module says, if it said something."""
+    code = error.verify_code if isinstance(error, ssl.SSLCertVerificationError) else None
+    if code in _OF_ANOTHER_HOST:
+        return "Its certificate is for another host: correct the host's name here, or the certificate."
+    if code == _EXPIRED:
+        return "Its certificate has expired, or this machine's clock is wrong."
+    return "If a private authority signed its certificate, name that authority in ca_file."
 
 
 @contextmanager
@@ -288,7 +346,7 @@ def wire_errors(store: str, key: str | None, doing: str) -> Iterator[None]:
             f"{where}: {doing}: no trusted TLS connection to {error.host}:{error.port}.",
             store=store,
             key=key,
-            hint="If a private authority signed its certificate, name that authority in ca_file.",
+            hint=tls_hint(error),
         ) from error
     except aiohttp.SocketTimeoutError as error:
         raise StalledError(

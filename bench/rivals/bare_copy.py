@@ -1,8 +1,9 @@
 """The bare calls by which a server copies an image by itself: nothing that uses it can be faster.
 
 Runs with the rivals' own interpreter: `python bare_copy.py @FILE`; the file holds, as JSON, the kind of
-server (`s3`: one CopyObject; `swift`: one COPY for each segment, eight at once, and a new manifest), the
-server's fields, the image's key and where it goes (bucket or container). The copy is deleted afterwards.
+server (`s3`: one CopyObject, or with `part_bytes` UploadPartCopy, eight at once; `swift`: one COPY for each
+segment, eight at once, and a new manifest), the server's fields, the image's key and where it goes (bucket or
+container). The copy is deleted afterwards.
 """
 
 from __future__ import annotations
@@ -38,9 +39,31 @@ def _s3(call: dict[str, Any]) -> None:
         config=config.Config(s3={"addressing_style": "path"}),
     )
     size = client.head_object(Bucket=server["bucket"], Key=key)["ContentLength"]  # It has a connection now.
-    gate()
-    with Window(call["server_pids"]) as window:
-        client.copy_object(Bucket=call["to"], Key=key, CopySource={"Bucket": server["bucket"], "Key": key})
+    place = {"Bucket": call["to"], "Key": key}
+    source = {"Bucket": server["bucket"], "Key": key}
+    part_bytes = call["part_bytes"]
+
+    def copy_part(upload: str, number: int) -> dict[str, Any]:
+        first = (number - 1) * part_bytes
+        copied = client.upload_part_copy(
+            **place,
+            UploadId=upload,
+            PartNumber=number,
+            CopySource=source,
+            CopySourceRange=f"bytes={first}-{min(first + part_bytes, size) - 1}",
+        )
+        return {"PartNumber": number, "ETag": copied["CopyPartResult"]["ETag"]}
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        gate()
+        with Window(call["server_pids"]) as window:
+            if part_bytes is None:
+                client.copy_object(**place, CopySource=source)
+            else:
+                upload = client.create_multipart_upload(**place)["UploadId"]
+                numbers = range(1, -(-size // part_bytes) + 1)
+                parts = list(threads.map(lambda number: copy_part(upload, number), numbers))
+                client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
     copied = client.head_object(Bucket=call["to"], Key=key)["ContentLength"]
     client.delete_object(Bucket=call["to"], Key=key)
     if copied != size:

@@ -419,15 +419,22 @@ def _fsid(server: RbdServer) -> str:
 
 
 def bare_copy(
-    services: Services, server: S3Server | SwiftServer, key: str, to: str, directory: Path
+    services: Services,
+    server: S3Server | SwiftServer,
+    key: str,
+    to: str,
+    directory: Path,
+    *,
+    part_bytes: int | None = None,
 ) -> Sample:
     """The server's own copy of an image into another bucket or container (bench/rivals/bare_copy.py), without
-    anything around it."""
+    anything around it. `part_bytes`: of S3, copied in parts of this size."""
     call = {
         "kind": "swift" if isinstance(server, SwiftServer) else "s3",
         "server": asdict(server),
         "key": key,
         "to": to,
+        "part_bytes": part_bytes,
         "server_pids": services.server_pids,
     }
     with _private_file(directory / "call.json", json.dumps(call)) as file:

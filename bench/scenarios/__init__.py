@@ -36,7 +36,7 @@ _ALL = (
     *s3.SCENARIOS,
     *swift.SCENARIOS,
     *rbd.SCENARIOS,
-    server_copy.SCENARIO,
+    *server_copy.SCENARIOS,
     fan_out_remote.SCENARIO,
 )
 

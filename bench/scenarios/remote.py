@@ -57,7 +57,7 @@ class Remote:
         call = OursCall(
             images={image: str(path) for image, path in images.sources.items()},
             stores=[self.store],
-            digests=() if what == NO_DIGEST else DIGESTS,
+            digests=DIGESTS if what.startswith(MD5_SHA512) else (),
             server_pids=self.services.server_pids,
         )
         return self._puts(images, case(images, what), OURS, call.run)

@@ -20,10 +20,12 @@ from bench.scenarios.rbd import rbd_remote
 from bench.scenarios.remote import image_bytes
 from bench.scenarios.s3 import s3_remote
 from bench.scenarios.swift import swift_remote
+from bench.services import groups
 from dataplane.store import MIB
+from drivers.s3.offload import COPIED_PART_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from bench.model import Workplace
@@ -51,13 +53,30 @@ class _Pair:
 @contextmanager
 def prepare(place: Workplace) -> Iterator[Plan]:
     """An image in each of them."""
+    found = (_s3(place), _s3_parts(place), _swift(place), _rbd(place))
+    with _prepared(place, "s3-copy", found) as plan:
+        yield plan
+
+
+@contextmanager
+def prepare_swift(place: Workplace) -> Iterator[Plan]:
+    """An image in each Swift that is there: radosgw copies references, Swift bytes."""
+    names = {"ceph": "radosgw", "swift_server": "OpenStack Swift"}
+    known = [group for group in groups(place.services) if group in names]
+    found = [replace(_swift(place, group), name=names[group]) for group in known]
+    with _prepared(place, "swift-copy", found) as plan:
+        yield plan
+
+
+@contextmanager
+def _prepared(place: Workplace, name: str, found: Sequence[_Pair]) -> Iterator[Plan]:
     size_bytes = image_bytes(place)
     need_room(place.directory, size_bytes)
-    with fresh_directory(place.directory / "s3-copy") as base:
+    with fresh_directory(place.directory / name) as base:
         made = Images.make(base / "one", 1, size_bytes)
         plan = Plan()
         # Each with a name of its own: S3 and Swift may be two ways into the same bucket.
-        pairs = [(pair, made.again()) for pair in (_s3(place), _swift(place), _rbd(place))]
+        pairs = [(pair, made.again()) for pair in found]
         try:
             for pair, images in pairs:
                 pair.source.stage(images)
@@ -121,8 +140,24 @@ def _s3(place: Workplace) -> _Pair:
     )
 
 
-def _swift(place: Workplace) -> _Pair:
-    source = swift_remote(place)
+def _s3_parts(place: Workplace) -> _Pair:
+    """As an image is copied that is too large for one request."""
+    whole = _s3(place)
+    server = whole.source.services.need_s3()
+    other = f"{server.bucket}-copies"
+    config = {**whole.target.config, "copy_threshold_bytes": 0}
+    return replace(
+        whole,
+        name="S3, in parts",
+        target=replace(whole.target, config=config),
+        bare=lambda image, base: bare_copy(
+            whole.source.services, server, image, other, base, part_bytes=COPIED_PART_BYTES
+        ),
+    )
+
+
+def _swift(place: Workplace, group: str = "ceph") -> _Pair:
+    source = swift_remote(place, group)
     server = source.services.need_swift()
     other = f"{server.container}-copies"
     container = Container(replace(server, container=other))
@@ -148,9 +183,17 @@ def _rbd(place: Workplace) -> _Pair:
     )
 
 
-SCENARIO = Scenario(
-    name="s3-copy",
-    summary="copies that S3, Swift and RBD make by themselves, beside the bare calls",
-    prepare=prepare,
-    needs_services=True,
+SCENARIOS = (
+    Scenario(
+        name="s3-copy",
+        summary="copies that S3, Swift and RBD make by themselves, beside the bare calls",
+        prepare=prepare,
+        needs_services=True,
+    ),
+    Scenario(
+        name="swift-copy",
+        summary="copies that radosgw and OpenStack Swift make by themselves, beside the bare calls",
+        prepare=prepare_swift,
+        needs_services=True,
+    ),
 )

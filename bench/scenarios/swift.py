@@ -21,16 +21,18 @@ if TYPE_CHECKING:
 GOAL_SWIFTCLIENT = 1.0
 
 
-def swift_remote(place: Workplace) -> Remote:
+def swift_remote(place: Workplace, group: str = "ceph") -> Remote:
     """The container of `--services`, which is there on return."""
-    services = load(place.services)
+    services = load(place.services, group)
     server = services.need_swift()
     if server.auth_version != "1":
         raise BenchError("Swift is measured with accounts of auth_version 1")
     container = Container(server)
     container.make()
     return Remote(
-        services=services, store=StoreSpec(type="swift", services=str(services.file)), place=container
+        services=services,
+        store=StoreSpec(type="swift", services=str(services.file), group=group),
+        place=container,
     )
 
 

@@ -15,18 +15,20 @@ from dataplane.errors import (
     CheckpointLostError,
     NotFoundError,
     SizeMismatchError,
+    StalledError,
     StoreError,
     UnavailableError,
 )
+from dataplane.pump import lone_error
+from drivers.patience import patiently, to_the_end
 from drivers.s3.errors import NoBucketError, PreconditionError, UploadGoneError
 from drivers.s3.features import RESERVED, Ground
 from drivers.s3.marker import Mark, Marks, claim_key, marker_key
-from drivers.s3.patience import patiently, to_the_end
 from drivers.s3.service import ATTEMPT, MADE_BY
 from drivers.wire import Pieces
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from dataplane.store import WriteMark
     from drivers.s3.features import FeatureProbe, PutFeatures
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 
 _CLAIM_PATIENCE_S: Final = 30.0
 _UNDO_PATIENCE_S: Final = 60.0
+_HURRIED_UNDO_PATIENCE_S: Final = 0.8
+"""Of a cancelled caller; see `drivers/patience.py`."""
 _SETTLING_S: Final = 0.15
 
 
@@ -78,7 +82,9 @@ class S3Attempt:
         self._is_marked = False
         self._may_have_lost_upload = False
         self._may_have_made_object = False
+        self._may_still_be_copied = False
         self._may_hold_claim = False
+        self._holds_claim = False
         self._features: PutFeatures | None = None
         self._last_mark = Mark(made_by=self._made_by)
         self.accepted = False
@@ -98,24 +104,25 @@ class S3Attempt:
         """What another session needs to go on with the upload."""
         return {"attempt": self._attempt, "id": self._made_by, "upload": self._upload_id}
 
-    async def begin(self) -> None:
+    async def begin(self, *, copied_bytes: int | None = None) -> None:
         """Leave the mark. Raises `AlreadyExistsError` when the key is taken, `StoreError` when this attempt
-        has data already.
+        has data already. `copied_bytes`: for an object of this size that `copy` will make at once; whether
+        the key is taken is looked at there.
         """
-        if await self._head() is not None:
+        if copied_bytes is None and await self._head() is not None:
             raise self._taken()
         found = None
         if self._mark_key is not None:
             mark_key = self._mark_key
             found = await self._patiently(lambda: self._marks.read(self._key, mark_key))
-        if found is not None and (found.upload_id is not None or found.is_creating):
+        if found is not None and found.has_data:
             raise StoreError(
                 f"{self._service.store}/{self._key}: the attempt {self._attempt} has data already.",
                 store=self._service.store,
                 key=self._key,
                 hint="Clear the attempt before it begins again.",
             )
-        await self._write_first_mark(Mark(made_by=self._made_by))
+        await self._write_first_mark(Mark(made_by=self._made_by, copied_bytes=copied_bytes))
 
     async def resume(self, mark: WriteMark) -> tuple[Sequence[Mapping[str, object]], int]:
         """Take over what an earlier session left: its upload becomes this attempt's. Returns the parts that
@@ -158,19 +165,29 @@ class S3Attempt:
         return self._upload_id
 
     async def put(self, pieces: Sequence[memoryview], proof: Proof) -> S3Object:
-        """The create-only act of an object in one piece. Cancelled, it is done or will not happen."""
+        """The create-only act of an object in one piece. Cancelled, it is done or will not happen, as far as
+        the service can still be asked; likewise the other two.
+        """
         return await to_the_end(self._put(pieces, proof))
 
     async def complete(self, parts: Sequence[Mapping[str, object]]) -> S3Object:
-        """The create-only act of an object in parts. Cancelled, it is done or will not happen."""
+        """The create-only act of an object in parts."""
         return await to_the_end(self._complete(parts))
 
     async def copy(self, parameters: Mapping[str, object]) -> S3Object:
         """The create-only act of an object that the service copies by itself."""
         return await to_the_end(self._copy(parameters))
 
-    async def confirm(self, made: S3Object, size_bytes: int) -> None:
-        """The object has the right size, and nobody cleared the attempt meanwhile. Raises what is wrong."""
+    async def confirm(
+        self,
+        made: S3Object,
+        size_bytes: int,
+        *,
+        also: Callable[[], Coroutine[None, None, None]] | None = None,
+    ) -> None:
+        """The object has the right size, and nobody cleared the attempt meanwhile; raises what is wrong, also
+        what `also` raises. The last step: others may commit the key from now on.
+        """
         if made.size_bytes != size_bytes:
             raise SizeMismatchError(
                 f"{self._service.store}/{self._key}: the service has {made.size_bytes} bytes of"
@@ -178,7 +195,15 @@ class S3Attempt:
                 store=self._service.store,
                 key=self._key,
             )
-        await self._require_mark()  # Whoever cleared it looked before the object was there: it is undone.
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._give_claim_back())
+                # Whoever cleared the attempt looked before the object was there: it is undone.
+                group.create_task(self._require_mark())
+                if also is not None:
+                    group.create_task(also())
+        except BaseExceptionGroup as failed:
+            raise lone_error(failed)  # noqa: B904 - its own cause must stay; the group is its context
 
     @property
     def features(self) -> PutFeatures:
@@ -208,18 +233,23 @@ class S3Attempt:
         """
         if self.accepted or self.kept:
             return
-        await to_the_end(self._undo())
+        task = asyncio.current_task()
+        is_hurried = task is not None and task.cancelling() > 0
+        await to_the_end(self._undo(_HURRIED_UNDO_PATIENCE_S if is_hurried else _UNDO_PATIENCE_S))
 
-    async def _undo(self) -> None:
+    async def _undo(self, patience_s: float) -> None:
         try:
-            async with asyncio.timeout(_UNDO_PATIENCE_S):
+            async with asyncio.timeout(patience_s):
                 await self.discard_upload()
                 await self._find_lost_upload()
                 if self._may_have_made_object:
                     found = await self._head()
                     if found is not None and found.made_by == self._made_by:
                         await self._patiently(lambda: self._service.delete(self._key, etag=found.etag))
+                        self._may_still_be_copied = False
                 await self._leave_claim()
+                if self._may_still_be_copied:
+                    return  # The mark tells `clear` to look for it later.
                 if self._is_marked and self._mark_key is not None:
                     mark_key = self._mark_key
                     # Of trying what the service can do: without the mark nobody finds them.
@@ -316,18 +346,28 @@ class S3Attempt:
 
     async def _copy(self, parameters: Mapping[str, object]) -> S3Object:
         async def act(condition: Mapping[str, object]) -> None:
-            await self._service.call(
-                "copy_object",
-                key=self._key,
-                doing="copying it inside the service",
-                Key=self._key,
-                MetadataDirective="REPLACE",
-                Metadata=self.metadata,
-                **parameters,
-                **condition,
-            )
+            before, self._may_still_be_copied = self._may_still_be_copied, True
+            try:
+                answer = await self._service.call(
+                    "copy_object",
+                    key=self._key,
+                    doing="copying it inside the service",
+                    Key=self._key,
+                    MetadataDirective="REPLACE",
+                    Metadata=self.metadata,
+                    **parameters,
+                    **condition,
+                )
+            except StalledError:
+                raise
+            except StoreError:
+                self._may_still_be_copied = before
+                raise
+            self._may_still_be_copied = before
+            if not answer["CopyObjectResult"].get("ETag"):
+                raise answer.nonsense()
 
-        if await self._patiently(lambda: self._probe.only_new_copy(self._ground)):
+        if self._probe.only_new_copy:
             try:
                 return await self._create_only(lambda: act({"IfNoneMatch": "*"}), refuses=True)
             except PreconditionError:
@@ -344,6 +384,8 @@ class S3Attempt:
 
         async def once() -> S3Object:
             problem: StoreError | None = None
+            if not is_safe:
+                await self._claim()
             try:
                 if not is_safe and await self._service.head(self._key) is not None:
                     raise self._taken()
@@ -351,7 +393,8 @@ class S3Attempt:
                 await act()
             except StoreError as error:
                 problem = error
-            found = await self._head()
+            # Once it is there, others see it when they look: they need not be kept away any longer.
+            found = await self._head_and_give_claim_back() if problem is None else await self._head()
             if found is not None and found.made_by == self._made_by:
                 return found
             if isinstance(problem, UploadGoneError):
@@ -364,10 +407,9 @@ class S3Attempt:
                 key=self._key,
             )
 
-        if is_safe:
-            return await self._patiently(once)
-        async with self._claim():
-            return await self._patiently(once)
+        if not is_safe:
+            await self._claim()  # It has its own patience.
+        return await self._patiently(once)
 
     async def _require_mark(self) -> None:
         if self._mark_key is not None:
@@ -375,13 +417,12 @@ class S3Attempt:
             if not await self._patiently(lambda: self._marks.exists(self._key, mark_key)):
                 raise self._cleared()
 
-    @asynccontextmanager
-    async def _claim(self) -> AsyncIterator[None]:
+    async def _claim(self) -> None:
         """One writing at a time commits this key: for services that overwrite whatever they are asked. It
-        keeps Glissades from each other; against others there is only the look just before.
+        keeps Glissades from each other; against others there is only the look just before. `confirm` gives
+        the claim back, or `undo`.
         """
-        if not self.features.only_new:
-            yield
+        if not self.features.only_new or self._holds_claim:
             return
         place = claim_key(self._key)
         now = asyncio.get_running_loop().time
@@ -394,7 +435,8 @@ class S3Attempt:
                     lambda: self._marks.write(self._key, place, Mark(made_by=self._made_by), only_new=True)
                 )
                 if self.features.is_atomic:
-                    break
+                    self._holds_claim = True
+                    return
                 # Another one may have passed the check beside us. The last of them has it.
                 await asyncio.sleep(max(_SETTLING_S, 3 * (now() - began)))
             except PreconditionError:
@@ -403,7 +445,8 @@ class S3Attempt:
             if holder is None:
                 continue
             if holder.made_by == self._made_by:
-                break
+                self._holds_claim = True
+                return
             if holder.is_expired_claim:
                 await self._patiently(lambda: self._marks.remove(self._key, place))
                 continue
@@ -416,14 +459,26 @@ class S3Attempt:
                     key=self._key,
                 )
             await asyncio.sleep(random.SystemRandom().uniform(0.02, 0.2))
+
+    async def _head_and_give_claim_back(self) -> S3Object | None:
         try:
-            yield
-        finally:
-            try:
-                await self._patiently(lambda: self._marks.remove(self._key, place))
-                self._may_hold_claim = False
-            except StoreError as error:
-                log.warning("%s/%s: %s stays: %s", self._service.store, self._key, place, error)
+            async with asyncio.TaskGroup() as group:
+                looking = group.create_task(self._head())
+                group.create_task(self._give_claim_back())
+        except BaseExceptionGroup as failed:
+            raise lone_error(failed)  # noqa: B904 - its own cause must stay; the group is its context
+        return looking.result()
+
+    async def _give_claim_back(self) -> None:
+        if not self._may_hold_claim:
+            return
+        self._holds_claim = False
+        place = claim_key(self._key)
+        try:
+            await self._patiently(lambda: self._marks.remove(self._key, place))
+            self._may_hold_claim = False
+        except StoreError as error:
+            log.warning("%s/%s: %s stays: %s", self._service.store, self._key, place, error)
 
     async def _leave_claim(self) -> None:
         """Before the mark goes, which tells a later `clear` whose the claim is."""
@@ -525,6 +580,15 @@ async def clear(service: S3Service, key: str, attempt: str, *, keep_object: bool
     elif mark.is_creating:
         await marks.abort_announced_uploads(key, mark_key, mark)
     made_object = await _take_object(service, key, mark, keep_object=keep_object)
+    wait_s = 0.0 if made_object else mark.copy_may_come_for_s
+    if wait_s:
+        raise UnavailableError(
+            f"{service.store}/{key}: the service may still be copying it for an attempt that was given up.",
+            store=service.store,
+            key=key,
+            hint="Clear the attempt again later.",
+            retry_after_s=wait_s,
+        )
     claim = await marks.read(key, claim_key(key))
     if claim is not None and claim.made_by == mark.made_by:
         await marks.remove(key, claim_key(key))

@@ -18,6 +18,9 @@ LARGEST_PART_BYTES: Final = 5 * GIB
 MOST_PARTS: Final = 10_000
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
 
+LARGEST_COPY_BYTES: Final = 5 * GIB
+"""What one CopyObject takes: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html"""
+
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 
 
@@ -45,6 +48,9 @@ class S3Config:
     keys of one's own), or by the number of bytes only (`size`). `auto` takes the first of them that the
     service has.
 
+    `copy_threshold_bytes`: what the service copies by itself it copies as a whole up to this size, else in
+    parts, several at once; never more than 5 GiB as a whole.
+
     `read_streams`: how many ranges of an image are read at once; more than one helps where the way to the
     service is long. `keepalive_s`: how long a connection that nobody uses stays open; 0 closes it at once.
     """
@@ -64,6 +70,7 @@ class S3Config:
     buffer_budget_bytes: int = 64 * MIB
     part_attempts: int = 5
     part_check: PartCheck = "auto"
+    copy_threshold_bytes: int = LARGEST_COPY_BYTES
     read_streams: int = 1
     keepalive_s: float = 30.0
 
@@ -98,6 +105,11 @@ class S3Config:
             "must be between 5M and 64G",
         )
         _require(1 <= self.part_attempts <= 100, "part_attempts", "must be between 1 and 100")
+        _require(
+            0 <= self.copy_threshold_bytes <= LARGEST_COPY_BYTES,
+            "copy_threshold_bytes",
+            "must be between 0 and 5G",
+        )
         _require(1 <= self.read_streams <= 16, "read_streams", "must be between 1 and 16")
         _require(0 <= self.keepalive_s <= 3600, "keepalive_s", "must be between 0 and 3600")
 

@@ -18,8 +18,8 @@ from drivers.s3.attempt import S3Attempt, clear
 from drivers.s3.checks import PartMd5
 from drivers.s3.config import MOST_PARTS
 from drivers.s3.errors import PreconditionError
-from drivers.s3.features import RESERVED, FeatureProbe
-from drivers.s3.marker import Marks
+from drivers.s3.features import FeatureProbe
+from drivers.s3.health import try_writing
 from drivers.s3.offload import S3Offload, S3Origin
 from drivers.s3.reading import S3Reader
 from drivers.s3.service import S3Service
@@ -79,25 +79,22 @@ class S3Driver:
         )
 
     async def probe(self) -> StoreSpace:
-        """Looks at the bucket and, for a store that takes images, begins an upload and gives it up."""
+        """Looks at the bucket and, for a store that takes images, begins an upload and gives it up. Raises
+        only what keeps the bucket from being read.
+        """
         try:
             await self._service.call("head_bucket", key=None, doing="looking at the bucket")
         except NotFoundError as error:
             if self._config.create_bucket:
-                return StoreSpace()
+                return StoreSpace()  # The first image makes it.
             raise StoreError(
                 f"{self.name}: there is no bucket {self._config.bucket!r}.",
                 store=self.name,
                 hint="Correct its name, make it, or set create_bucket = true.",
             ) from error
-        if not self._options.read_only:
-            key = f"{RESERVED}probe"
-            answer = await self._service.call(
-                "create_multipart_upload", key=None, doing="trying to write", Key=key
-            )
-            await self._service.abort_upload(key, answer["UploadId"])
-            await Marks(self._service).abort_uploads_of(key, key)  # What a crash left of an earlier look.
-        return StoreSpace()
+        if self._options.read_only:
+            return StoreSpace()
+        return await try_writing(self._service, self._probe)
 
     async def stat(self, key: str) -> ObjectInfo:
         check_plain_key(self.name, key)

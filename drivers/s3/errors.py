@@ -22,7 +22,7 @@ from dataplane.errors import (
     StoreIOError,
     UnavailableError,
 )
-from drivers.wire import retry_after_s
+from drivers.wire import retry_after_s, tls_hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,11 +151,12 @@ def client_errors(store: str, key: str | None, doing: str) -> Iterator[None]:
     except (botocore.exceptions.ReadTimeoutError, botocore.exceptions.ConnectTimeoutError) as error:
         raise StalledError(f"{where}: {doing}: no answer in time.", store=store, key=key) from error
     except botocore.exceptions.SSLError as error:
+        cause = error.kwargs.get("error")
         raise StoreError(
             f"{where}: {doing}: no trusted TLS connection.",
             store=store,
             key=key,
-            hint="If a private authority signed the certificate, name that authority in ca_file.",
+            hint=tls_hint(cause if isinstance(cause, aiohttp.ClientError) else aiohttp.ClientError()),
         ) from error
     except (
         botocore.exceptions.HTTPClientError,

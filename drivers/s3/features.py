@@ -66,11 +66,24 @@ class FeatureProbe:
         self._probing = asyncio.Lock()
         self._put: PutFeatures | None = None
         self._only_new_complete: bool | None = None
-        self._only_new_copy: bool | None = None
+        self._only_new_copy = False
+
+    @property
+    def knows_all(self) -> bool:
+        """Whether nothing is left to try."""
+        return self._put is not None and self._only_new_complete is not None
+
+    @property
+    def only_new_copy(self) -> bool:
+        """Whether a copy inside the service refuses to overwrite when it is asked to; False before
+        `about_put`.
+        """
+        return self._only_new_copy
 
     async def about_put(self, ground: Trying) -> PutFeatures:
-        """May write the ground anew. Raises what the service answers when it cannot be written to, and
-        `StoreError` when somebody else deletes the ground meanwhile.
+        """What a PUT can do; copies are tried along with it. May write the ground anew. Raises what the
+        service answers when it cannot be written to, and `StoreError` when somebody else deletes the ground
+        meanwhile.
         """
         async with self._probing:
             if self._put is None:
@@ -88,23 +101,6 @@ class FeatureProbe:
                     self._only_new_complete = await self._try_complete(place)
         return self._only_new_complete
 
-    async def only_new_copy(self, ground: Trying) -> bool:
-        """The same for a copy inside the service."""
-        async with self._probing:
-            if self._only_new_copy is None:
-                async with ground() as place:
-                    copying = self._call(
-                        place.image,
-                        "copy_object",
-                        Key=place.key,
-                        CopySource={"Bucket": self._service.bucket, "Key": place.key},
-                        MetadataDirective="REPLACE",
-                        Metadata={"glissade-probe": "1"},
-                        IfNoneMatch="*",
-                    )
-                    self._only_new_copy = await self._refuses(copying)
-        return self._only_new_copy
-
     def only_new_copy_is_useless(self) -> None:
         """It was seen to refuse what it should not."""
         self._only_new_copy = False
@@ -119,6 +115,18 @@ class FeatureProbe:
                 f"{self._service.store}/{ground.image}: {ground.key} was deleted by somebody else.",
                 store=self._service.store,
                 key=ground.image,
+            )
+        if only_new:
+            self._only_new_copy = await self._refuses(
+                self._call(
+                    ground.image,
+                    "copy_object",
+                    Key=ground.key,
+                    CopySource={"Bucket": self._service.bucket, "Key": ground.key},
+                    MetadataDirective="REPLACE",
+                    Metadata={"glissade-probe": "1"},
+                    IfNoneMatch="*",
+                )
             )
         is_md5 = etag == hashlib.md5(ground.body, usedforsecurity=False).hexdigest()
         return PutFeatures(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from dataplane.errors import InvalidKeyError, NotFoundError, StoreError
+from dataplane.store import MIB
 from drivers.s3.checks import content_md5
 from drivers.s3.features import RESERVED
 from drivers.wire import wire_errors
@@ -31,6 +32,11 @@ _LONGEST_BYTES: Final = 64 * 1024
 _CREATE_TAKES: Final = timedelta(minutes=15)
 """Uploads that began later than this after the mark announced one are not the one that it announced."""
 _CLAIM_ENDS: Final = timedelta(minutes=15)
+_COPY_TAKES: Final = timedelta(seconds=5)
+_SLOWEST_COPY_BYTES_PER_S: Final = 64 * MIB
+"""Until when a copy that nobody waits for is waited for before its mark goes. Ceph takes 0.3 s for 1 GiB
+where it need not copy the data, and 5 s where it must.
+"""
 
 
 def marker_key(store: str, key: str, attempt: str) -> str:
@@ -52,30 +58,46 @@ def claim_key(key: str) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
     """What a mark says. `is_creating`: an upload was about to be created, its id is not known.
-    `written_at` and `age` are by the service's clock.
+    `copied_bytes`: the service was asked to copy an object of this size by itself, and goes on with that
+    when nobody waits for its answer. `written_at` and `age` are by the service's clock.
     """
 
     made_by: str
     upload_id: str | None = None
     is_creating: bool = False
+    copied_bytes: int | None = None
     written_at: datetime | None = None
     age: timedelta = timedelta(0)
 
     @property
     def text(self) -> bytes:
         """As it is stored."""
-        return json.dumps(
-            {
-                "glissade": _FORMAT,
-                "id": self.made_by,
-                "upload": self.upload_id,
-                "creating": self.is_creating,
-            }
-        ).encode()
+        said: dict[str, object] = {
+            "glissade": _FORMAT,
+            "id": self.made_by,
+            "upload": self.upload_id,
+            "creating": self.is_creating,
+        }
+        if self.copied_bytes is not None:
+            said["copying"] = self.copied_bytes
+        return json.dumps(said).encode()
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there is, or may be, more of the attempt than its mark."""
+        return self.upload_id is not None or self.is_creating or self.copied_bytes is not None
 
     @property
     def is_expired_claim(self) -> bool:
         return self.age > _CLAIM_ENDS
+
+    @property
+    def copy_may_come_for_s(self) -> float:
+        """How much longer the object may still appear that the service was asked to copy."""
+        if self.copied_bytes is None:
+            return 0.0
+        longest = _COPY_TAKES + timedelta(seconds=self.copied_bytes / _SLOWEST_COPY_BYTES_PER_S)
+        return max(0.0, (longest - self.age).total_seconds())
 
 
 class Marks:
@@ -202,7 +224,14 @@ def _parsed(text: bytes) -> Mark | None:
         return None
     if not isinstance(found, dict) or found.get("glissade") != _FORMAT:
         return None
-    made_by, upload = found.get("id"), found.get("upload")
+    made_by, upload, copied = found.get("id"), found.get("upload"), found.get("copying")
     if not isinstance(made_by, str) or not (upload is None or isinstance(upload, str)):
         return None
-    return Mark(made_by=made_by, upload_id=upload, is_creating=found.get("creating") is True)
+    if not (copied is None or isinstance(copied, int)):
+        return None
+    return Mark(
+        made_by=made_by,
+        upload_id=upload,
+        is_creating=found.get("creating") is True,
+        copied_bytes=copied,
+    )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from dataplane.errors import AccessDeniedError, NotFoundError, ObjectChangedError, OffloadDeclinedError
-from dataplane.store import GIB, MIB, Offloaded, OffloadOffer
+from dataplane.store import MIB, Offloaded, OffloadOffer
+from drivers.patience import patiently
 from drivers.s3.attempt import S3Attempt
 from drivers.s3.config import MOST_PARTS
 from drivers.s3.errors import PreconditionError
-from drivers.s3.patience import patiently
+from drivers.s3.service import etag_of, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,10 +29,10 @@ if TYPE_CHECKING:
 COPY_OBJECT: Final = "CopyObject"
 COPY_PARTS: Final = "UploadPartCopy"
 
-LARGEST_COPY_BYTES: Final = 5 * GIB
-"""What one CopyObject takes: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html"""
-_COPIED_PART_BYTES: Final = 512 * MIB
+COPIED_PART_BYTES: Final = 512 * MIB
 _COPIED_AT_ONCE: Final = 8
+_REMEMBERED_S: Final = 10.0
+_MOST_REMEMBERED: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,26 @@ class S3Origin:
     config: S3Config
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Described:
+    """A source as the destination's keys see it."""
+
+    bucket: str
+    key: str
+    identity: str
+    size_bytes: int
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """What a request names it by, and the condition that it still is the same one."""
+        version = version_of(self.identity)
+        place = {"Bucket": self.bucket, "Key": self.key} | ({"VersionId": version} if version else {})
+        return {"CopySource": place, "CopySourceIfMatch": f'"{etag_of(self.identity)}"'}
+
+
 class S3Offload:
     """`OffloadCopy` between buckets of one service: the endpoint is the same, and the destination's keys can
-    read the source, which is asked for, not assumed.
+    read the source, which is asked for, not assumed. Shared state: which sources were seen lately.
     """
 
     def __init__(
@@ -54,8 +74,7 @@ class S3Offload:
         options: StoreOptions,
         describe: Callable[[str, S3Object], ObjectInfo],
         prepare: Callable[[str], Awaitable[None]],
-        largest_copy_bytes: int = LARGEST_COPY_BYTES,
-        copied_part_bytes: int = _COPIED_PART_BYTES,
+        copied_part_bytes: int = COPIED_PART_BYTES,
     ) -> None:
         self._service = service
         self._probe = probe
@@ -63,20 +82,19 @@ class S3Offload:
         self._options = options
         self._describe = describe
         self._prepare = prepare
-        self.largest_copy_bytes = largest_copy_bytes
+        self._seen: deque[tuple[float, _Described]] = deque(maxlen=_MOST_REMEMBERED)
         self.copied_part_bytes = copied_part_bytes
 
     async def offer(self, source: Source, info: ObjectInfo, options: OffloadOptions) -> OffloadOffer:  # noqa: ARG002 - a copy is a copy
         origin = self._origin_of(source, info)
-        found = await self._look(origin, source, info)
-        return self._offer(origin, found)
+        return self._offer(origin, await self._found(origin, source, info))
 
     async def __call__(
         self, source: Source, info: ObjectInfo, key: str, options: OffloadOptions
     ) -> Offloaded:
         origin = self._origin_of(source, info)
         await self._prepare(key)
-        found = await self._look(origin, source, info)
+        found = await self._found(origin, source, info)
         offer = self._offer(origin, found)
         attempt = S3Attempt(
             self._service,
@@ -86,39 +104,34 @@ class S3Offload:
             tries=self._config.part_attempts,
             stall_timeout_s=self._options.stall_timeout_s,
         )
-        copy_source: dict[str, object] = {
-            "CopySource": {"Bucket": origin.service.bucket, "Key": info.key}
-            | ({"VersionId": found.version} if found.version else {}),
-            "CopySourceIfMatch": f'"{found.etag}"',
-        }
+
+        async def same_source() -> None:
+            await self._look(origin, source, info)
+
         try:
-            await attempt.begin()
             try:
                 if offer.method == COPY_OBJECT:
-                    made = await attempt.copy(copy_source)
+                    await attempt.begin(copied_bytes=found.size_bytes)
+                    made = await attempt.copy(found.parameters)
                 else:
+                    await attempt.begin()
                     upload_id = await attempt.create_upload(checksum=None)
-                    parts = await self._copy_parts(info.key, key, upload_id, found.size_bytes, copy_source)
-                    await self._look(origin, source, info)
+                    parts = await self._copy_parts(key, upload_id, found)
+                    await same_source()
                     made = await attempt.complete(parts)
             except PreconditionError as error:
                 raise _changed(source, info) from error
-            await attempt.confirm(made, found.size_bytes)
-            # Some services (Ceph 16) do not mind the condition: the source must still be the same one.
-            await self._look(origin, source, info)
+            # Some services (Ceph 16) do not mind the condition: the source must still be the same one. The
+            # condition names the ETag; where the copy has the same, there is no more to learn.
+            is_proved = made.etag == etag_of(found.identity)
+            await attempt.confirm(made, found.size_bytes, also=None if is_proved else same_source)
             attempt.accepted = True
             return Offloaded(info=self._describe(key, made), offer=offer)
         finally:
             await attempt.undo()
 
-    async def _copy_parts(
-        self,
-        source_key: str,
-        key: str,
-        upload_id: str,
-        size_bytes: int,
-        copy_source: dict[str, object],
-    ) -> list[dict[str, object]]:
+    async def _copy_parts(self, key: str, upload_id: str, found: _Described) -> list[dict[str, object]]:
+        size_bytes = found.size_bytes
         part_bytes = max(self.copied_part_bytes, -(-size_bytes // MOST_PARTS))
         ranges = [range(at, min(at + part_bytes, size_bytes)) for at in range(0, size_bytes, part_bytes)]
         turn = asyncio.Semaphore(_COPIED_AT_ONCE)
@@ -128,12 +141,12 @@ class S3Offload:
                 answer = await self._service.call(
                     "upload_part_copy",
                     key=key,
-                    doing=f"copying part {number} of {source_key} inside the service",
+                    doing=f"copying part {number} of {found.key} inside the service",
                     Key=key,
                     UploadId=upload_id,
                     PartNumber=number,
                     CopySourceRange=f"bytes={piece.start}-{piece.stop - 1}",
-                    **copy_source,
+                    **found.parameters,
                 )
                 etag = str(answer["CopyPartResult"].get("ETag", "")).strip('"')
                 if not etag:
@@ -169,12 +182,35 @@ class S3Offload:
             )
         return origin
 
-    def _offer(self, origin: S3Origin, found: S3Object) -> OffloadOffer:
-        method = COPY_OBJECT if found.size_bytes <= self.largest_copy_bytes else COPY_PARTS
+    def _offer(self, origin: S3Origin, found: _Described) -> OffloadOffer:
+        method = COPY_OBJECT if found.size_bytes <= self._config.copy_threshold_bytes else COPY_PARTS
         return OffloadOffer(
             method=method,
             reason=f"buckets {origin.service.bucket} and {self._service.bucket} are of one service",
         )
+
+    async def _found(self, origin: S3Origin, source: Source, info: ObjectInfo) -> _Described:
+        """The source, without asking for what is known. That it is still the same one is looked at when it
+        has been copied.
+        """
+        bucket = origin.service.bucket
+        if info.identity is not None and info.size_bytes is not None:
+            described = _Described(
+                bucket=bucket, key=info.key, identity=info.identity, size_bytes=info.size_bytes
+            )
+            is_same_user = (origin.config.access_key, origin.config.secret_key) == (
+                self._config.access_key,
+                self._config.secret_key,
+            )
+            earliest = time.monotonic() - _REMEMBERED_S
+            if is_same_user or any(seen == described and at > earliest for at, seen in self._seen):
+                return described
+        found = await self._look(origin, source, info)
+        described = _Described(
+            bucket=bucket, key=info.key, identity=found.identity, size_bytes=found.size_bytes
+        )
+        self._seen.append((time.monotonic(), described))
+        return described
 
     async def _look(self, origin: S3Origin, source: Source, info: ObjectInfo) -> S3Object:
         """The source as the destination's keys see it, and as it was described."""

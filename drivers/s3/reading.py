@@ -63,7 +63,13 @@ class S3Reader:
                     store=self._service.store,
                     key=key,
                 )
-            reader = BodyReader(response, length_bytes=end - begin, store=self._service.store, key=key)
+            reader = BodyReader(
+                response,
+                length_bytes=end - begin,
+                store=self._service.store,
+                key=key,
+                stall_timeout_s=self._service.stall_timeout_s,
+            )
             yield S3ReadStream(self._describe(key, found), reader.read_into, self._confirm)
 
     @asynccontextmanager

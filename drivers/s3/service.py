@@ -41,6 +41,7 @@ MADE_BY: Final = "glissade-id"
 ATTEMPT: Final = "glissade-attempt"
 """User metadata of objects: which writing made it (a random name), and for which attempt."""
 
+_VERSION: Final = " version="
 _TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d{1,19})")
 
 
@@ -62,11 +63,16 @@ class S3Object:
         bytes, and an image that was deleted and stored again has the same one.
         """
         mark = f"id={self.made_by}" if self.made_by is not None else f"modified={self.modified}"
-        return f"{self.etag} {mark}{f' version={self.version}' if self.version else ''}"
+        return f"{self.etag} {mark}{f'{_VERSION}{self.version}' if self.version else ''}"
 
 
 def etag_of(identity: str) -> str:
     return identity.partition(" ")[0]
+
+
+def version_of(identity: str) -> str:
+    """Empty where the bucket has no versions."""
+    return identity.rpartition(_VERSION)[2] if _VERSION in identity else ""
 
 
 def object_of(headers: Mapping[str, str]) -> S3Object:
@@ -267,6 +273,10 @@ class S3Service:
             finally:
                 response.close()  # Does nothing to a connection whose answer was read to its end.
 
+    @property
+    def stall_timeout_s(self) -> float:
+        return self._options.stall_timeout_s
+
     async def aclose(self) -> None:
         async with self._opening:
             self._clients, self._session = {}, None
@@ -278,17 +288,18 @@ class S3Service:
         async with self._opening:
             if self._session is None:
                 async with AsyncExitStack() as stack:
+                    # First of all: it tells what is wrong with a ca_file.
+                    session = await stack.enter_async_context(
+                        await self._new_session(
+                            connections=self._connections, keepalive_s=self._config.keepalive_s
+                        )
+                    )
                     descriptions = await run_blocking(_descriptions)
                     stall_timeout_s = self._options.stall_timeout_s
                     for is_long, read_timeout_s in ((False, stall_timeout_s / 3), (True, stall_timeout_s)):
                         self._clients[is_long] = await stack.enter_async_context(
                             self._make_client(descriptions, read_timeout_s=read_timeout_s)
                         )
-                    session = await stack.enter_async_context(
-                        await self._new_session(
-                            connections=self._connections, keepalive_s=self._config.keepalive_s
-                        )
-                    )
                     self._stack = stack.pop_all()
                     self._session = session
         return self._session
@@ -321,7 +332,8 @@ class S3Service:
             region_name=config.region or _ANY_REGION,
             aws_access_key_id=config.access_key,
             aws_secret_access_key=config.secret_key.reveal(),
-            verify=config.ca_file or True,
+            # Without TLS no authorities are read: it would be done on the event loop.
+            verify=(config.ca_file or True) if config.endpoint.startswith("https:") else False,
             config=aiobotocore.config.AioConfig(
                 connector_args=keepalive,
                 signature_version="s3v4",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -10,14 +9,14 @@ from typing import TYPE_CHECKING, Final
 from dataplane.errors import SizeMismatchError, StoreError, StoreIOError
 from dataplane.store import MIB, WriteMark
 from drivers.parts import PartUploads, growing
+from drivers.patience import patiently
 from drivers.s3.attempt import Proof, list_parts
 from drivers.s3.config import MOST_PARTS
 from drivers.s3.errors import UploadGoneError
-from drivers.s3.patience import patiently
 from drivers.wire import Pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from dataplane.store import ObjectInfo, WriteOptions
     from drivers.blocking import BlockingThreads
@@ -174,7 +173,7 @@ class S3WriteSession:
             parameters[self._attempt.features.checksum.parameter] = checksum
             headers[self._attempt.features.checksum.header] = checksum
 
-        async def once() -> str:
+        async def once(md5_of_it: Callable[[], Awaitable[str]] | None) -> str:
             url = await self._service.presigned("upload_part", key=self._key, **parameters)
             answer = await self._service.put(
                 url,
@@ -185,7 +184,7 @@ class S3WriteSession:
                 answer_timeout_s=self._part_timeout_s,
             )
             etag = answer.get("ETag", "").strip('"')
-            md5 = await hashing if hashing is not None else None
+            md5 = await md5_of_it() if md5_of_it is not None else None
             if md5 is not None and etag != md5:
                 raise StoreIOError(
                     f"{self._service.store}/{self._key}: part {part.number} arrived as something else"
@@ -196,18 +195,18 @@ class S3WriteSession:
                 )
             return etag
 
-        # While it is on its way, side by side with the parts of other images.
-        hashing = asyncio.ensure_future(self._md5.of(pieces)) if self._attempt.features.etag_is_md5 else None
         try:
-            etag = await patiently(self._config.part_attempts, once)
+            if self._attempt.features.etag_is_md5:
+                async with self._md5.of(pieces) as md5_of_it:
+                    etag = await patiently(self._config.part_attempts, lambda: once(md5_of_it))
+            else:
+                etag = await patiently(self._config.part_attempts, lambda: once(None))
         except UploadGoneError as error:
             raise StoreError(
                 f"{self._service.store}/{self._key}: the attempt was cleared by somebody else.",
                 store=self._service.store,
                 key=self._key,
             ) from error
-        finally:
-            await _given_up(hashing)
         self._sent[part.number] = _SentPart(etag=etag, size_bytes=part.size_bytes, checksum=checksum)
 
     async def _create_upload(self) -> str:
@@ -221,7 +220,8 @@ class S3WriteSession:
             value = await self._threads.run(checksum.of, pieces)
             return Proof(parameters={checksum.parameter: value}, headers={checksum.header: value})
         if self._attempt.features.etag_is_md5:
-            value = base64.b64encode(bytes.fromhex(await self._md5.of(pieces))).decode()
+            async with self._md5.of(pieces) as md5_of_it:
+                value = base64.b64encode(bytes.fromhex(await md5_of_it())).decode()
             return Proof(parameters={"ContentMD5": value}, headers={"Content-MD5": value})
         return Proof()
 
@@ -268,18 +268,3 @@ class S3WriteSession:
             key=self._key,
             hint="Nothing was stored; correct the declared size or the source.",
         )
-
-
-async def _given_up(work: asyncio.Future[str] | None) -> None:
-    """Nobody needs the result any more; on return nobody uses what it looked at either."""
-    if work is None or work.done():
-        return
-    work.cancel()
-    cancelled: asyncio.CancelledError | None = None
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled

@@ -8,6 +8,7 @@ import logging
 import random
 import re
 import secrets
+import time
 import weakref
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,14 +25,17 @@ from dataplane.errors import (
 )
 from dataplane.store import WriteMark
 from drivers.blocking import run_blocking
-from drivers.swift.client import LONG_ANSWER_S, is_passing, outlast, unbroken
+from drivers.patience import to_the_end
+from drivers.swift.client import LONG_ANSWER_S, is_passing
 from drivers.swift.names import (
+    SESSION_HEADER,
     TOKEN_HEADER,
     claims_prefix,
     container_of,
     mark_name,
     new_token,
     segment_name,
+    takers_prefix,
 )
 from drivers.swift.objects import Segment
 from drivers.wire import Pieces
@@ -48,26 +52,55 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_PUBLISHING_S: Final = 120.0
-"""How long a cancellation waits for the create-only act."""
 _UNDOING_S: Final = 60.0
+_HURRIED_UNDOING_S: Final = 0.8
+"""Of a cancelled caller; see `drivers/patience.py`."""
+_LATE_S: Final = 15.0
+"""A server that answers again has done by then, or given up, what was sent before: Swift's proxy waits 10 s
+for its servers."""
 _TURN_S: Final = 30.0
+_SETTLING_S: Final = 0.15
+"""How long a claim on Swift waits, at least, for its listings to know all the others."""
 _MOST_SEGMENTS: Final = 100_000
 _TOKEN = re.compile(r"[0-9a-f]+")
 _STALE_S: Final = LONG_ANSWER_S + 60
 """A claim older than this belongs to a process that died: publishing takes less, or was given up."""
+_TAKING_S: Final = 60.0
+"""The same for taking over, which is some small requests."""
 
 
 class Turns:
-    """Who publishes next, within this process: one lock for each key. On servers without conditional requests
-    only.
-    """
+    """Who publishes or takes over next, within this process: one lock for each key."""
 
     def __init__(self) -> None:
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def of(self, key: str) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
+
+
+class Unsettled:
+    """The makings of this process whose last request was given up unanswered, because its caller was
+    cancelled: the server may still carry it out.
+    """
+
+    def __init__(self) -> None:
+        self._until: dict[str, float | None] = {}
+
+    def add(self, token: str) -> None:
+        self._until[token] = None
+
+    def left_s(self, token: str) -> float:
+        """How long it may still come, now that the server answers; 0 when it is settled."""
+        if token not in self._until:
+            return 0.0
+        now = time.monotonic()
+        until = self._until[token]
+        if until is None:
+            until = self._until[token] = now + _LATE_S
+        if until <= now:
+            del self._until[token]
+        return max(0.0, until - now)
 
 
 class SwiftAttempt:
@@ -83,7 +116,14 @@ class SwiftAttempt:
     """
 
     def __init__(
-        self, objects: Objects, config: SwiftConfig, turns: Turns, *, key: str, attempt: str | None
+        self,
+        objects: Objects,
+        config: SwiftConfig,
+        turns: Turns,
+        unsettled: Unsettled,
+        *,
+        key: str,
+        attempt: str | None,
     ) -> None:
         self.key = key
         self.container = container_of(config, key)
@@ -92,14 +132,15 @@ class SwiftAttempt:
         self._objects = objects
         self._config = config
         self._turns = turns
+        self._unsettled = unsettled
         self._attempt = attempt
         self._session = secrets.token_hex(4)
         self._may_be_marked = False
         self._may_be_published = False
         self._is_uncertain = False
+        self._was_cut_off = False
         self._segments: dict[int, Segment] = {}
         self._begun: dict[int, str] = {}
-        self._published_etag = ""
         self._told = 0
         self._kept = 0
 
@@ -138,25 +179,39 @@ class SwiftAttempt:
             raise self._lost("the segments hold another number of bytes")
         self.token = state.token
 
-        async def take() -> bool:
-            if self._attempt == state.attempt:
-                self._may_be_marked = True
-            else:
-                self._is_uncertain = True  # Until it is known whose the segments are, our mark stays.
-                taken = await self._objects.delete_one(self.container, old_name, key=self.key)
-                self._is_uncertain = False
-                if not taken:
-                    return False
-            self._segments = dict(enumerate(segments, start=1))
-            self._begun = {number: segment.name for number, segment in self._segments.items()}
-            self._told = len(segments)
-            return True
+        has_turn = False
 
-        if self._attempt is not None and self._attempt != state.attempt:
-            await self._mark(self._attempt)
-        if not await unbroken(take()):
+        async def take() -> bool:
+            nonlocal has_turn
+            # A delete does not tell who came first: Swift answers 204 to each of two side by side.
+            async with self._turn(takers_prefix(self.key, self.token), self._session, _TAKING_S):
+                old = await self._find(old_name)
+                if old is None or old.token != state.token:
+                    return False
+                has_turn = True
+                if self._attempt == state.attempt:
+                    self._may_be_marked = True
+                else:
+                    if self._attempt is not None:
+                        await self._mark(self._attempt)
+                    self._is_uncertain = True  # Until it is known whose the segments are, our mark stays.
+                    taken = await self._objects.delete_one(self.container, old_name, key=self.key)
+                    self._is_uncertain = False
+                    if not taken:
+                        return False
+                self._segments = dict(enumerate(segments, start=1))
+                self._begun = {number: segment.name for number, segment in self._segments.items()}
+                self._told = len(segments)
+                return True
+
+        if not await to_the_end(take(), may_be_cut=lambda: not has_turn):
             raise self._lost("another session has just taken it over")
-        await self._objects.delete_many(self.container, others, key=self.key)
+        # Who was killed while it published has left its claim.
+        left = self._objects.client.listing(
+            self.container, f"{claims_prefix(self.key)}{self.token}-", key=self.key
+        )
+        claims = [entry.name async for entry in left]
+        await self._objects.delete_many(self.container, [*others, *claims], key=self.key)
 
     async def send_segment(
         self,
@@ -291,17 +346,23 @@ class SwiftAttempt:
         """
         if self.accepted:
             return
+        task = asyncio.current_task()
+        is_hurried = task is not None and task.cancelling() > 0
         try:
-            await unbroken(self._undo(), patience_s=_UNDOING_S)
+            await to_the_end(self._undo(_HURRIED_UNDOING_S if is_hurried else _UNDOING_S))
         except (StoreError, TimeoutError) as error:
             log.warning("%s/%s: not everything of an attempt was removed: %s", self.store, self.key, error)
+        finally:
+            if self._was_cut_off and self._attempt is not None:
+                self._unsettled.add(self.token)
 
-    async def _undo(self) -> None:
-        async with asyncio.timeout(_UNDOING_S):
+    async def _undo(self, patience_s: float) -> None:
+        async with asyncio.timeout(patience_s):
             if self._may_be_published:
                 found = await self._find()
                 if found is not None and self._is_made_here(found):
                     await self._delete(self.key)
+                    self._is_uncertain = self._was_cut_off = False  # It has arrived.
                 elif found is not None and found.token == self.token:
                     return  # Another session went on with our segments, and published them.
             is_ours = await self._is_marked()
@@ -309,7 +370,8 @@ class SwiftAttempt:
             spared = self._kept if is_ours else max(self._kept, self._told)
             names = [name for number, name in self._begun.items() if number > spared]
             await self._objects.delete_many(self.container, names, key=self.key)
-            if is_ours and not self._kept and not self._is_uncertain and self._attempt is not None:
+            may_come = self._is_uncertain or self._was_cut_off
+            if is_ours and not self._kept and not may_come and self._attempt is not None:
                 name = mark_name(self.key, self._attempt)
                 await self._delete(name)
 
@@ -320,7 +382,7 @@ class SwiftAttempt:
     async def _mark(self, attempt: str) -> None:
         self._may_be_marked = True
         name = mark_name(self.key, attempt)
-        made = await unbroken(
+        made = await to_the_end(
             self._objects.client.patiently(
                 lambda: self._objects.put_mark(
                     self.container, name, token=self.token, key=self.key, create_only=True
@@ -385,17 +447,26 @@ class SwiftAttempt:
 
     async def _settled(self, work: Coroutine[object, object, T], is_sent: Callable[[], bool]) -> T:
         """The result of a request that creates something. A cancellation ends it, unless the server may have
-        all of it: then it waits for the answer, so that what is removed afterwards stays away.
+        all of it: then it waits a moment for the answer, so that what is removed afterwards stays away.
         """
-        task = asyncio.ensure_future(work)
+        was_sent = is_answered = False
+
+        async def answered() -> T:
+            nonlocal is_answered
+            result = await work
+            is_answered = True
+            return result
+
+        def may_be_cut() -> bool:
+            nonlocal was_sent
+            was_sent = is_sent()
+            return not was_sent
+
         try:
-            return await asyncio.shield(task)
+            return await to_the_end(answered(), may_be_cut=may_be_cut)
         except asyncio.CancelledError:
-            sent = is_sent()
-            if not sent:
-                task.cancel()
-            await outlast(task)
-            self._is_uncertain |= sent and (task.cancelled() or task.exception() is not None)
+            if was_sent and not is_answered:
+                self._is_uncertain = self._was_cut_off = True
             raise
         except StoreError as error:
             self._is_uncertain |= is_sent() and is_passing(error)  # It may still arrive.
@@ -407,7 +478,9 @@ class SwiftAttempt:
         size_bytes: int,
         etag: Callable[[], Awaitable[str]],
     ) -> Found:
-        return await unbroken(self._publish_now(put, size_bytes, etag), patience_s=_PUBLISHING_S)
+        """Cancelled before the create-only act, it does not begin it."""
+        work = self._publish_now(put, size_bytes, etag)
+        return await to_the_end(work, may_be_cut=lambda: not self._may_be_published)
 
     async def _publish_now(
         self,
@@ -415,15 +488,13 @@ class SwiftAttempt:
         size_bytes: int,
         etag: Callable[[], Awaitable[str]],
     ) -> Found:
-        headers = {TOKEN_HEADER: self.token}
+        headers = {TOKEN_HEADER: self.token, SESSION_HEADER: self._session}
         if await self._objects.is_conditional(self.container, key=self.key):
+            headers["If-None-Match"] = "*"  # Against writers that know nothing of turns.
+        async with self._turn(claims_prefix(self.key), f"{self.token}-{self._session}", _STALE_S):
             await self._require_mark()
-            found = await self._act(put, {**headers, "If-None-Match": "*"}, etag)
-        else:
-            async with self._turn():
-                await self._require_mark()
-                await self._require_absent()
-                found = await self._act(put, headers, etag)
+            await self._require_absent()
+            found = await self._act(put, headers, etag)
         if found.size_bytes != size_bytes:
             raise SizeMismatchError(
                 f"{self.store}/{self.key}: the store has {found.size_bytes} bytes, {size_bytes} were sent.",
@@ -443,12 +514,14 @@ class SwiftAttempt:
         client = self._objects.client
 
         async def once() -> Found:
-            self._may_be_published = True
+            self._may_be_published = self._was_cut_off = True
             lost: StoreError | None = None
             answered = ""
             try:
                 answer = await put(headers)
+                self._was_cut_off = False
             except StoreError as error:
+                self._was_cut_off = False
                 if not is_passing(error):
                     raise
                 lost = error
@@ -463,7 +536,7 @@ class SwiftAttempt:
                     key=self.key,
                 )
             self._is_uncertain = False
-            if found.token != self.token:
+            if not self._is_made_here(found):
                 raise self._taken()
             if found.etag != (answered or await etag()):
                 raise IntegrityError(
@@ -471,16 +544,15 @@ class SwiftAttempt:
                     store=self.store,
                     key=self.key,
                 )
-            self._published_etag = found.etag
             return found
 
         return await client.patiently(once)
 
     async def _find(self, name: str | None = None) -> Found | None:
-        """What there is under the key, or under a name beside it."""
+        """What there is under the key, or under a name beside it, which is no large object."""
         where = self.key if name is None else name
         return await self._objects.client.patiently(
-            lambda: self._objects.find(self.container, where, key=self.key)
+            lambda: self._objects.find(self.container, where, key=self.key, may_be_large=name is None)
         )
 
     async def _delete(self, name: str) -> bool:
@@ -489,30 +561,29 @@ class SwiftAttempt:
         )
 
     def _is_made_here(self, found: Found) -> bool:
-        if found.token != self.token:
-            return False
-        return not found.is_static_large or found.etag in (
-            self._published_etag,
-            etag_of(self.whole_segments),
-        )
+        """Not by another session that went on with the same making."""
+        return (found.token, found.session) == (self.token, self._session)
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Publish alone: for servers that cannot refuse to replace an object.
+    async def _turn(self, prefix: str, name: str, stale_s: float) -> AsyncIterator[None]:
+        """Publish, or take over, alone: no server can be relied on to refuse the second of two. radosgw
+        ignores the condition, and Swift looks first and stores later.
 
         Each writer puts a claim of its own name and lists the claims; who sees no other goes ahead, the
         others withdraw theirs and try again. Of two, the one whose claim came later sees the other's:
-        radosgw's listings are exact. Writers that know nothing of claims (a Glance) are not kept out.
+        radosgw's listings are exact, and those of Swift are given time. Writers that know nothing of claims
+        (a Glance) are not kept out. `prefix` begins all claims, `name` ends ours. One older than `stale_s`
+        does not count.
         """
         until = asyncio.get_running_loop().time() + _TURN_S
-        claim = f"{claims_prefix(self.key)}{self.token}-{self._session}"
+        claim = prefix + name
         async with self._turns.of(self.key):
             try:
-                while await self._is_contested(claim):
+                while await self._is_contested(claim, prefix, stale_s):
                     await self._delete(claim)
                     if asyncio.get_running_loop().time() > until:
                         raise UnavailableError(
-                            f"{self.store}/{self.key}: another writer is publishing this object.",
+                            f"{self.store}/{self.key}: another writer has its turn with this object.",
                             store=self.store,
                             key=self.key,
                         )
@@ -521,10 +592,18 @@ class SwiftAttempt:
             finally:
                 await self._delete(claim)
 
-    async def _is_contested(self, claim: str) -> bool:
+    async def _is_contested(self, claim: str, prefix: str, stale_s: float) -> bool:
         objects = self._objects
-        await objects.put_mark(self.container, claim, token=self.token, key=self.key, create_only=False)
-        prefix = claims_prefix(self.key)
+        now = asyncio.get_running_loop().time
+
+        async def put() -> float:
+            began = now()
+            await objects.put_mark(self.container, claim, token=self.token, key=self.key, create_only=False)
+            return now() - began
+
+        took_s = await to_the_end(objects.client.patiently(put))
+        if await objects.is_conditional(self.container, key=self.key):
+            await asyncio.sleep(max(_SETTLING_S, 3 * took_s))
         claims = {
             entry.name: datetime.fromisoformat(entry.last_modified)
             async for entry in objects.client.listing(self.container, prefix, key=self.key)
@@ -532,7 +611,7 @@ class SwiftAttempt:
         mine = claims.pop(claim, None)
         if mine is None:
             return True  # Cleared meanwhile, or the listing is not exact.
-        return any((mine - other).total_seconds() < _STALE_S for other in claims.values())
+        return any((mine - other).total_seconds() < stale_s for other in claims.values())
 
     def _taken(self) -> AlreadyExistsError:
         return AlreadyExistsError(
@@ -549,13 +628,14 @@ class SwiftAttempt:
 
 
 async def clear_attempt(
-    objects: Objects, container: str, *, key: str, attempt: str, keep_object: bool
+    objects: Objects, container: str, unsettled: Unsettled, *, key: str, attempt: str, keep_object: bool
 ) -> bool:
     """See `Driver.clear_attempt`. The mark goes last, and afterwards the object is looked at once more: a
-    session that still runs looks at its mark after it has published, so one of the two finds out.
+    session that still runs looks at its mark after it has published, so one of the two finds out. Of a making
+    that is not settled the mark stays for a while, and what is there goes: raises `UnavailableError`.
     """
     name = mark_name(key, attempt)
-    mark = await objects.find(container, name, key=key)
+    mark = await objects.find(container, name, key=key, may_be_large=False)
     if mark is None or mark.token is None:
         return False
     token = mark.token
@@ -572,9 +652,21 @@ async def clear_attempt(
     made = await is_made()
     if not made:
         await objects.clear_folder(container, key, token)
-    prefix = f"{claims_prefix(key)}{token}"
-    claims = [entry.name async for entry in objects.client.listing(container, prefix, key=key)]
+    claims = [
+        entry.name
+        for prefix in (f"{claims_prefix(key)}{token}-", takers_prefix(key, token))
+        async for entry in objects.client.listing(container, prefix, key=key)
+    ]
     await objects.delete_many(container, claims, key=key)
+    left_s = unsettled.left_s(token)
+    if left_s and not made:
+        raise UnavailableError(
+            f"{objects.store}/{key}: the last request of a cancelled attempt ({attempt}) may still arrive.",
+            store=objects.store,
+            key=key,
+            hint="Clear the attempt again a little later.",
+            retry_after_s=left_s,
+        )
     await objects.delete_one(container, name, key=key)
     return made or await is_made()
 

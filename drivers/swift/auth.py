@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import configparser
+import ssl
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
@@ -15,7 +16,7 @@ from keystoneauth1.identity import v3
 from dataplane.errors import AccessDeniedError, StoreError, UnavailableError
 from drivers.blocking import BlockingThreads
 from drivers.secret import Secret
-from drivers.wire import exchange, retry_after_s, wire_errors
+from drivers.wire import certificate_hint, exchange, retry_after_s, wire_errors
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -67,8 +68,9 @@ class _Identity(Protocol):
 
 
 class Account:
-    """The access of one store. Shared state: the current access, replaced under a lock by whoever finds first
-    that there is none or that it was refused.
+    """The access of one store. Shared state: the current access, and the task that asks for another one, of
+    which there is at most one. It belongs to nobody who waits for it: who is cancelled does not wait for a
+    Keystone that hangs.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Account:
         self._session = session
         self._asked_at = 0.0
         self._threads = BlockingThreads(f"swift-{store}", threads=1)
-        self._lock = asyncio.Lock()
+        self._asking: asyncio.Task[Access] | None = None
         self._identity: _Identity | None = None
         self._access: Access | None = None
 
@@ -92,20 +94,29 @@ class Account:
         """The access to use now; a new one when it is `refused`. Raises `AccessDeniedError`,
         `UnavailableError`, `StoreError`.
         """
-        found = self._access
-        if found is None or found is refused or self._is_old():
-            async with self._lock:
-                found = self._access
-                if found is None or found is refused:
-                    found = await self._ask(renewed=refused is not None)
-                elif self._is_old():
-                    try:
-                        found = await self._ask(renewed=False)
-                    except UnavailableError:
-                        self._asked_at = time.monotonic()  # The one we have may do for a while.
-        return found
+        while True:
+            found = self._access
+            is_usable = found is not None and (refused is None or found.token != refused.token)
+            asking = self._asking
+            if found is not None and is_usable and (asking is not None or not self._is_old()):
+                return found
+            if asking is None:
+                break
+            await asyncio.shield(asking)
+        asking = self._asking = asyncio.create_task(self._ask(renewed=refused is not None))
+        asking.add_done_callback(self._has_asked)
+        try:
+            return await asyncio.shield(asking)
+        except UnavailableError:
+            if found is None or not is_usable:
+                raise
+            self._asked_at = time.monotonic()  # The one we have may do for a while.
+            return found
 
     async def aclose(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
         self._access = None
         identity, self._identity = self._identity, None
         if identity is not None:
@@ -114,6 +125,11 @@ class Account:
 
     def _is_old(self) -> bool:
         return time.monotonic() - self._asked_at > _ASK_AGAIN_S
+
+    def _has_asked(self, asking: asyncio.Task[Access]) -> None:
+        self._asking = None
+        if not asking.cancelled():
+            asking.exception()  # Seen: nobody may be waiting for it any more.
 
     async def _ask(self, *, renewed: bool) -> Access:
         if self._identity is None:
@@ -316,7 +332,7 @@ class _Keystone:
             raise StoreError(
                 f"{self._store}: no trusted TLS connection to {auth_url}.",
                 store=self._store,
-                hint="If a private authority signed its certificate, name that authority in ca_file.",
+                hint=certificate_hint(_certificate_error(error)),
             ) from error
         except (
             keystone_errors.ConnectFailure,
@@ -386,6 +402,21 @@ class _Domain:
 def _domain(domain_id: str, name: str | None) -> _Domain:
     """A domain by its name where one is given, else by its id ("default" is one)."""
     return _Domain(None, name) if name is not None else _Domain(domain_id, None)
+
+
+def _certificate_error(error: BaseException) -> BaseException | None:
+    """What the ssl module said, below the errors of three libraries."""
+    seen: list[BaseException] = []
+    left: list[object] = [error]
+    while left:
+        one = left.pop()
+        if not isinstance(one, BaseException) or one in seen:
+            continue
+        if isinstance(one, ssl.SSLCertVerificationError):
+            return one
+        seen.append(one)
+        left += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
+    return None
 
 
 def _refused(store: str, auth_url: str) -> AccessDeniedError:

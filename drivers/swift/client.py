@@ -13,8 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
-import tenacity
-
 from dataplane.errors import (
     AccessDeniedError,
     IntegrityError,
@@ -24,12 +22,13 @@ from dataplane.errors import (
     UnavailableError,
 )
 from dataplane.store import GIB
+from drivers.patience import patiently
 from drivers.swift.auth import Access, Account
 from drivers.swift.url import object_path, query
 from drivers.wire import exchange, open_session, read_text, retry_after_s, tls_context, wire_errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 
     import aiohttp
 
@@ -41,8 +40,6 @@ T = TypeVar("T")
 
 LONG_ANSWER_S: Final = 600.0
 """For what the cluster does by itself: copying up to 5 GiB, deleting or checking a thousand segments."""
-_SETTLE_S: Final = 10.0
-"""How long a cancellation waits for a request whose outcome has to be known."""
 _LONGEST_LISTING: Final = 1000
 _RETRY_LATER: Final = frozenset({408, 409, 425, 429, 498, 499})
 _VERSION = re.compile(r"(.*?)/v1(\.0)?(/.*)?")
@@ -190,22 +187,14 @@ class SwiftClient:
 
     async def patiently(self, fn: Callable[[], Coroutine[object, object, T]]) -> T:
         """The result of `fn`, tried again while its errors may pass."""
-        tries = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(self._policy.attempts),
-            wait=self._wait_s,
-            retry=tenacity.retry_if_exception(is_passing),
-            sleep=asyncio.sleep,
-            reraise=True,
+        policy = self._policy
+        return await patiently(
+            policy.attempts, fn, first_wait_s=policy.first_wait_s, longest_wait_s=policy.longest_wait_s
         )
-
-        async def once() -> T:
-            return await fn()
-
-        return await tries(once)
 
     async def listing(
         self, container: str, prefix: str, *, key: str | None, storage_url: str | None = None
-    ) -> AsyncIterator[Listed]:
+    ) -> AsyncGenerator[Listed, None]:
         """All objects whose names begin with the prefix, in the order of their names."""
         marker = ""
         while True:
@@ -231,7 +220,7 @@ class SwiftClient:
                     status, text = response.status, await read_text(response)
             if status >= 500 or status in _RETRY_LATER:
                 raise UnavailableError(f"{self.store}: {root}/info answered {status}.", store=self.store)
-            self._limits = _limits_of(text) if status == 200 else Limits()
+            self._limits = limits_of(text) if status == 200 else Limits()
         return self._limits
 
     def error(self, answer: Answer, *, key: str | None, doing: str) -> StoreError:
@@ -312,47 +301,12 @@ class SwiftClient:
         urls = (self._config.auth_url, self._config.endpoint)
         return not all(url is None or url.lower().startswith("http://") for url in urls) or urls[0] is None
 
-    def _wait_s(self, state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome is not None else None
-        wish_s = error.retry_after_s if isinstance(error, UnavailableError) else None
-        backoff = tenacity.wait_random_exponential(
-            multiplier=self._policy.first_wait_s, max=self._policy.longest_wait_s
-        )
-        return max(backoff(state), min(wish_s or 0.0, self._policy.longest_wait_s))
-
 
 def is_passing(error: BaseException) -> bool:
     return isinstance(error, StoreError) and error.retryable
 
 
-async def unbroken(work: Coroutine[object, object, T], *, patience_s: float = _SETTLE_S) -> T:
-    """Do the work, which creates or deletes something: when cancelled, go on until its outcome is known, but
-    not for ever.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await outlast(task, patience_s=patience_s)
-        raise
-
-
-async def outlast(task: asyncio.Future[T], *, patience_s: float = _SETTLE_S) -> None:
-    """Wait for the end of the task, whoever cancels; end it when it takes too long. Never raises."""
-    until = asyncio.get_running_loop().time() + patience_s
-    while not task.done():
-        left_s = until - asyncio.get_running_loop().time()
-        if left_s <= 0:
-            task.cancel()
-        try:
-            await asyncio.wait([task], timeout=max(left_s, 0.0) or None)
-        except asyncio.CancelledError:
-            continue
-    if not task.cancelled():
-        task.exception()  # Seen: cancellation is what the caller hears about.
-
-
-def _limits_of(text: str) -> Limits:
+def limits_of(text: str) -> Limits:
     """From what /info says; what it does not say is as in `Limits`."""
     try:
         info = json.loads(text)

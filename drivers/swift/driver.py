@@ -17,12 +17,12 @@ from dataplane.errors import (
 from dataplane.store import Capabilities, Driver, ObjectInfo, ReadOptions, StoreSpace, WriteOptions
 from drivers.parts import PartBuffers
 from drivers.refusals import check_may_delete, check_not_read_only, check_plain_key, not_the_one_to_delete
-from drivers.swift.attempt import SwiftAttempt, Turns, clear_attempt
+from drivers.swift.attempt import SwiftAttempt, Turns, Unsettled, clear_attempt
 from drivers.swift.client import Answer, Limits, SwiftClient
 from drivers.swift.names import container_of, probe_name
-from drivers.swift.objects import Found, Objects, found_by
+from drivers.swift.objects import Found, Objects, found_by, total_of
 from drivers.swift.offload import Place, SwiftOffload, SwiftOrigin
-from drivers.swift.reading import SwiftReadStream, range_header, total_of
+from drivers.swift.reading import SwiftReadStream, range_header
 from drivers.swift.session import SwiftWriteSession
 from drivers.swift.url import object_path, reference_url, storage_url
 from drivers.wire import BodyReader, read_text
@@ -52,6 +52,7 @@ class SwiftDriver:
         self._objects = Objects(self._client, config)
         self._buffers = PartBuffers(budget_bytes=config.buffer_budget_bytes, buffer_bytes=config.buffer_bytes)
         self._turns = Turns()
+        self._unsettled = Unsettled()
         writable = not options.read_only and not config.multi_tenant
         self.capabilities = Capabilities(
             copy_from=self._offload() if writable else None,
@@ -61,9 +62,15 @@ class SwiftDriver:
         )
 
     async def probe(self) -> StoreSpace:
-        """Token and account; for a store that is written, a small object put and deleted."""
+        """Token and container (or account, where there are many containers); for a store that is written, a
+        small object put and deleted.
+        """
         limits = await self._client.limits()
-        await self._client.call("HEAD", "", key=None, doing="looking at the account")
+        if self._config.multi_tenant or self._config.multiple_containers_seed:
+            await self._client.call("HEAD", "", key=None, doing="looking at the account")
+        else:  # Who may only read the container need not be allowed to look at the account.
+            where = object_path(self._config.container)
+            await self._client.call("HEAD", where, key=None, doing="looking at the container", accept=(404,))
         if not self.capabilities.writable:
             return StoreSpace()
         if not limits.static_large_objects:
@@ -172,7 +179,7 @@ class SwiftDriver:
         check_plain_key(self.name, key)
         container = container_of(self._config, key)
         return await clear_attempt(
-            self._objects, container, key=key, attempt=attempt, keep_object=keep_object
+            self._objects, container, self._unsettled, key=key, attempt=attempt, keep_object=keep_object
         )
 
     async def aclose(self) -> None:
@@ -258,7 +265,9 @@ class SwiftDriver:
         )
 
     def _make(self, key: str, attempt: str | None) -> SwiftAttempt:
-        return SwiftAttempt(self._objects, self._config, self._turns, key=key, attempt=attempt)
+        return SwiftAttempt(
+            self._objects, self._config, self._turns, self._unsettled, key=key, attempt=attempt
+        )
 
     def _offload(self) -> SwiftOffload:
         return SwiftOffload(

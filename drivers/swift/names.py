@@ -6,7 +6,8 @@ are: a segment of ours among them would be read as part of the other image.
 
 - `<key>/<token>/<number>-<session>`: segments of a static large object;
 - `<key>/attempt-<attempt>`: the mark of an attempt, naming the token;
-- `<key>/commit-<token>`: whose turn it is to publish, on servers without conditional requests.
+- `<key>/commit-<token>-<session>`: whose turn it is to publish;
+- `<key>/resume-<token>-<session>`: whose turn it is to take the making over.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 TOKEN_HEADER: Final = "X-Object-Meta-Glissade-Object"  # noqa: S105 - a header's name
 """Names the making of an object: it stays as long as the object, and differs in each new one."""
+
+SESSION_HEADER: Final = "X-Object-Meta-Glissade-Session"
+"""Names the session that published the object: several may have gone on with one making."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _SEGMENT = re.compile(r"(\d{5,})-[0-9a-f]+")
@@ -51,7 +55,13 @@ def mark_name(key: str, attempt: str) -> str:
 
 
 def claims_prefix(key: str) -> str:
+    """Of those who want to publish, whatever they have made."""
     return f"{key}/commit-"
+
+
+def takers_prefix(key: str, token: str) -> str:
+    """Of those who want to go on with this making."""
+    return f"{key}/resume-{token}-"
 
 
 def folder(key: str, token: str) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from dataplane.errors import IntegrityError, NotFoundError, StoreError, UnavailableError
-from drivers.swift.client import LONG_ANSWER_S, Answer, unbroken
-from drivers.swift.names import TOKEN_HEADER, folder, probe_name, segment_number
+from drivers.patience import to_the_end
+from drivers.swift.client import LONG_ANSWER_S, Answer
+from drivers.swift.names import SESSION_HEADER, TOKEN_HEADER, folder, probe_name, segment_number
 from drivers.swift.url import object_path, unquoted
 from drivers.wire import Pieces
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from drivers.wire import Body
 
 _CONTENT_TYPE: Final = {"Content-Type": "application/octet-stream"}
+_ONE_BYTE: Final = {"Range": "bytes=0-0"}
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 _DELETES_AT_ONCE: Final = 8
 _BULK_FROM: Final = 8
 """Fewer objects than this are deleted one by one, which tells of each what happened."""
@@ -31,14 +35,15 @@ _BULK_FROM: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """An object as a HEAD or a GET tells it. `token` is ours, None when somebody else made the object.
-    `dynamic`: container and prefix of the segments of a dynamic large object.
+    """An object as a HEAD or a GET tells it. `token` and `session` are ours, None when somebody else made the
+    object. `dynamic`: container and prefix of the segments of a dynamic large object.
     """
 
     size_bytes: int | None
     etag: str
     timestamp: str
     token: str | None
+    session: str | None
     is_static_large: bool
     dynamic: str | None
 
@@ -73,9 +78,16 @@ def found_by(headers: Mapping[str, str], size_bytes: int | None) -> Found:
         etag=headers.get("ETag", "").strip('"'),
         timestamp=headers.get("X-Timestamp", "") or headers.get("Last-Modified", ""),
         token=headers.get(TOKEN_HEADER),
+        session=headers.get(SESSION_HEADER),
         is_static_large=headers.get("X-Static-Large-Object", "").lower() in ("true", "1", "yes"),
         dynamic=headers.get("X-Object-Manifest"),
     )
+
+
+def total_of(content_range: str | None, *, first: int) -> int | None:
+    """The size of the whole object by a Content-Range, if it begins where it should."""
+    match = _CONTENT_RANGE.fullmatch(content_range or "")
+    return int(match[3]) if match is not None and int(match[1]) == first else None
 
 
 class Objects:
@@ -93,21 +105,42 @@ class Objects:
         return self.client.store
 
     async def find(
-        self, container: str, name: str, *, key: str, storage_url: str | None = None
+        self,
+        container: str,
+        name: str,
+        *,
+        key: str,
+        storage_url: str | None = None,
+        may_be_large: bool = True,
     ) -> Found | None:
-        """The object, or None. Raises `UnavailableError` when the answer is not one of Swift's."""
-        answer = await self.client.call(
-            "HEAD",
-            object_path(container, name),
-            key=key,
-            doing="looking at it",
-            accept=(404,),
-            storage_url=storage_url,
-        )
+        """The object, or None. Raises `UnavailableError` when the answer is not one of Swift's.
+
+        Of what `may_be_large`, radosgw is asked for one byte: for a HEAD of a large object it reads all of
+        its segments (2 s for 512 MiB). Swift takes no notice of that.
+        """
+
+        async def look(headers: Mapping[str, str], *accept: int) -> Answer:
+            return await self.client.call(
+                "HEAD",
+                object_path(container, name),
+                key=key,
+                doing="looking at it",
+                headers=headers,
+                accept=accept,
+                storage_url=storage_url,
+            )
+
+        answer, size = await look(_ONE_BYTE if may_be_large else {}, 404, 416), None
+        if answer.status == 206:
+            size = total_of(answer.headers.get("Content-Range"), first=0)
+        if answer.status == 416 or (answer.status == 206 and size is None):
+            answer = await look({}, 404)  # It is empty.
         if answer.status == 404:
             return None
-        length = answer.headers.get("Content-Length")
-        found = found_by(answer.headers, int(length) if length is not None else None)
+        if answer.status != 206:
+            length = answer.headers.get("Content-Length")
+            size = int(length) if length is not None else None
+        found = found_by(answer.headers, size)
         if not found.etag and not found.timestamp:  # Something on the way said 200.
             raise UnavailableError(
                 f"{self.store}/{key}: the answer describes no object.", store=self.store, key=key
@@ -166,7 +199,7 @@ class Objects:
         headers = {TOKEN_HEADER: token}
         if create_only and await self.is_conditional(container, key=key):
             headers["If-None-Match"] = "*"
-        elif create_only and await self.find(container, name, key=key) is not None:
+        elif create_only and await self.find(container, name, key=key, may_be_large=False) is not None:
             return False
         answer = await self.put(
             container, name, key=key, doing="marking the attempt", headers=headers, accept=(412,)
@@ -254,7 +287,7 @@ class Objects:
         radosgw ignores it. Found out by trying.
         """
         if self._conditional is None:
-            await unbroken(self._try(container, key))
+            await to_the_end(self._try(container, key))
         return bool(self._conditional)
 
     async def try_putting(self, container: str, name: str, *, key: str) -> None:
@@ -263,9 +296,12 @@ class Objects:
         """
         headers = {"X-Delete-After": "300"}
         doing = "writing a small object"
-        await self.put(container, name, key=key, doing=doing, headers=headers)
+        # Not an empty one: that fits into every quota.
+        body = partial(Pieces, [memoryview(b"\n")], stall_timeout_s=self.client.stall_timeout_s)
+        await self.put(container, name, key=key, doing=doing, body=body, headers=headers)
+        headers["If-None-Match"] = "*"
         answer = await self.put(
-            container, name, key=key, doing=doing, headers={**headers, "If-None-Match": "*"}, accept=(412,)
+            container, name, key=key, doing=doing, body=body, headers=headers, accept=(412,)
         )
         self._conditional = answer.status == 412
 
@@ -335,20 +371,53 @@ class Objects:
             if numbered.fullmatch(entry.name)
         ]
 
+    async def manifest(
+        self, container: str, name: str, *, key: str, storage_url: str | None = None
+    ) -> list[dict[str, object]]:
+        """The entries of a static large object's manifest; none when the server does not show them (radosgw).
+        Raises ValueError when they cannot be understood.
+        """
+        path = object_path(container, name) + "?multipart-manifest=get"
+        doing = "reading its manifest"
+        async with self.client.open("GET", path, key=key, doing=doing, storage_url=storage_url) as response:
+            text = await response.read() if response.status == 200 else b""
+        entries = json.loads(text) if text else []
+        if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
+            raise ValueError("a manifest is a list of objects")
+        return entries
+
     async def folder_segments(
-        self, container: str, key: str, token: str, *, storage_url: str | None = None
+        self,
+        container: str,
+        key: str,
+        token: str,
+        *,
+        storage_url: str | None = None,
+        up_to_bytes: int | None = None,
     ) -> list[Segment]:
-        """What the listing shows of the segments of a making, in the order of their numbers."""
-        return [
-            Segment(container=container, name=entry.name, size_bytes=entry.size_bytes, etag=entry.etag)
-            async for entry in self.client.listing(
-                container, folder(key, token), key=key, storage_url=storage_url
-            )
-            if segment_number(entry.name) is not None
-        ]
+        """What the listing shows of the segments of a making, in the order of their numbers; `up_to_bytes`:
+        no more than hold so much.
+        """
+        segments, size = [], 0
+        listing = self.client.listing(container, folder(key, token), key=key, storage_url=storage_url)
+        async with aclosing(listing):
+            async for entry in listing:
+                if segment_number(entry.name) is None:
+                    continue
+                segments.append(
+                    Segment(
+                        container=container, name=entry.name, size_bytes=entry.size_bytes, etag=entry.etag
+                    )
+                )
+                size += entry.size_bytes
+                if up_to_bytes is not None and size >= up_to_bytes:
+                    break
+        return segments
 
     async def _remove_static(self, container: str, name: str, *, key: str) -> None:
-        """By the server, which knows the manifest: radosgw does not show it. The segments go first."""
+        """By the server, which knows the manifest: radosgw does not show it. The segments go first. Swift
+        refuses more than 10 000 segments, in manifests of manifests: these are deleted one after the other.
+        """
         answer = await self.client.call(
             "DELETE",
             object_path(container, name) + "?multipart-manifest=delete",
@@ -366,6 +435,9 @@ class Objects:
             if (other_container, other_name) != (container, name):
                 await self.delete_one(other_container, other_name, key=key)
         now = await self.find(container, name, key=key)
+        if now is not None and not errors and _is_refused(answer):
+            await self._remove_by_manifest(container, name, key=key)
+            now = await self.find(container, name, key=key)
         if now is not None:
             if errors:
                 reasons = "; ".join(sorted({reason for _, reason in errors}))
@@ -377,6 +449,21 @@ class Objects:
             raise UnavailableError(
                 f"{self.store}/{key}: is still there after it was deleted.", store=self.store, key=key
             )
+
+    async def _remove_by_manifest(self, container: str, name: str, *, key: str) -> None:
+        segments: dict[str, set[str]] = {}
+        manifests: set[tuple[str, str]] = set()
+        for entry in await self.manifest(container, name, key=key):
+            where, segment = unquoted(str(entry.get("name") or ""))
+            if entry.get("sub_slo"):
+                manifests.add((where, segment))
+            elif segment:
+                segments.setdefault(where, set()).add(segment)
+        for where, manifest in sorted(manifests):
+            await self._remove_static(where, manifest, key=key)
+        for where, names in segments.items():
+            await self.delete_many(where, names, key=key)
+        await self.delete_one(container, name, key=key)
 
     async def _delete_in_bulk(
         self, container: str, names: Sequence[str], limits: Limits, *, key: str
@@ -426,6 +513,14 @@ def _heartbeat_result(answer: Answer) -> Answer:
     except (ValueError, KeyError, TypeError, AttributeError):
         return Answer(status=502, headers={}, text="the connection ended before the result")
     return Answer(status=status, headers=headers, text=body)
+
+
+def _is_refused(answer: Answer) -> bool:
+    """Whether a bulk request was not begun, though its answer is a success."""
+    try:
+        return str(json.loads(answer.text)["Response Status"]).startswith("400")
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _bulk_errors(store: str, key: str, answer: Answer) -> list[tuple[str, str]]:

@@ -7,7 +7,6 @@ with the first image that is deleted.
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
@@ -16,7 +15,7 @@ from dataplane.errors import AccessDeniedError, NotFoundError, ObjectChangedErro
 from dataplane.store import Offloaded, OffloadOffer
 from drivers.swift.attempt import etag_of
 from drivers.swift.objects import Segment
-from drivers.swift.url import object_path, unquoted
+from drivers.swift.url import unquoted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from drivers.swift.objects import Found, Objects
 
 SEGMENT_COPY: Final = "swift copy"
+_COPIES_AT_ONCE: Final = 8
+_REMEMBERED: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,10 @@ class _Choice:
     account: str | None
     place: Place
 
+    @property
+    def name(self) -> tuple[Place, str]:
+        return self.place, self.found.identity
+
 
 class SwiftOffload:
     """`OffloadCopy` inside one cluster, as far as this store's credentials reach.
@@ -76,6 +81,9 @@ class SwiftOffload:
     Every object of the image is copied to a segment of the new one (radosgw copies references, Swift bytes
     inside the cluster), and a manifest is put, create-only. A copy itself cannot be: Swift takes
     `If-None-Match` as a condition on the source. So an image of one object becomes a manifest of one segment.
+
+    Shared state: the last few choices, which an offer leaves for the copy that follows it. A choice is what
+    an identity of the source consists of; that the source still has it, every copy finds out at its end.
     """
 
     def __init__(
@@ -92,15 +100,21 @@ class SwiftOffload:
         self._make = make
         self._describe = describe
         self._check_writable = check_writable
+        self._choices: dict[tuple[Place, str], _Choice] = {}
 
     async def offer(self, source: Source, info: ObjectInfo, options: OffloadOptions) -> OffloadOffer:  # noqa: ARG002 - a copy is a copy
-        return (await self._choose(source, info)).offer
+        choice = await self._choose(source, info)
+        self._choices.pop(choice.name, None)
+        self._choices[choice.name] = choice
+        while len(self._choices) > _REMEMBERED:
+            del self._choices[next(iter(self._choices))]
+        return choice.offer
 
     async def __call__(
         self, source: Source, info: ObjectInfo, key: str, options: OffloadOptions
     ) -> Offloaded:
         self._check_writable(key)
-        choice = await self._choose(source, info)
+        choice = await self._chosen(source, info) or await self._choose(source, info)
         attempt = self._make(key, options.attempt)
         try:
             await attempt.begin()
@@ -119,7 +133,7 @@ class SwiftOffload:
             await attempt.aclose()
 
     async def _copy(self, attempt: SwiftAttempt, choice: _Choice) -> None:
-        turn = asyncio.Semaphore(self._config.segments_in_flight)
+        turn = asyncio.Semaphore(max(_COPIES_AT_ONCE, self._config.segments_in_flight))
 
         async def copy(number: int, segment: Segment) -> None:
             async with turn:
@@ -135,6 +149,13 @@ class SwiftOffload:
             for task in tasks:
                 task.cancel()
             await _all_ended(tasks)
+
+    async def _chosen(self, source: Source, info: ObjectInfo) -> _Choice | None:
+        """What an offer has found out about the same object of the same place."""
+        origin = source.capabilities.origin
+        if not isinstance(origin, SwiftOrigin) or info.identity is None:
+            return None
+        return self._choices.pop((await origin.place(info.key), info.identity), None)
 
     async def _choose(self, source: Source, info: ObjectInfo) -> _Choice:
         origin = source.capabilities.origin
@@ -201,41 +222,42 @@ class SwiftOffload:
                 found, key=info.key, storage_url=place.storage_url
             )
         else:
-            segments = await self._manifest(place, info)
-            if not segments and found.token is not None:  # radosgw does not show its manifests.
+            if found.token is not None:  # Of ours, a listing is enough; radosgw does not show manifests.
                 segments = await self._objects.folder_segments(
-                    place.container, info.key, found.token, storage_url=place.storage_url
+                    place.container,
+                    place.name,
+                    found.token,
+                    storage_url=place.storage_url,
+                    up_to_bytes=found.size_bytes,
                 )
-        if not segments or sum(one.size_bytes for one in segments) != found.size_bytes:
+                if _are_all_of(found, segments):
+                    return segments
+            segments = await self._manifest(place, info)
+        if not segments:
             raise self._declined(info, "the server does not tell what its segments are")
-        if etag_of(segments) != found.etag:
+        if not _are_all_of(found, segments):
             raise self._declined(info, "its segments are not those that were put together")
         return segments
 
     async def _manifest(self, place: Place, info: ObjectInfo) -> list[Segment]:
         """What the manifest says; nothing when the server does not show it."""
-        client = self._objects.client
-        path = object_path(place.container, place.name) + "?multipart-manifest=get"
-        async with client.open(
-            "GET", path, key=info.key, doing="reading its manifest", storage_url=place.storage_url
-        ) as response:
-            text = await response.read() if response.status == 200 else b""
         try:
-            entries = json.loads(text) if text else []
             segments = []
-            for entry in entries:
+            for entry in await self._objects.manifest(
+                place.container, place.name, key=info.key, storage_url=place.storage_url
+            ):
                 if entry.get("sub_slo") or "range" in entry or "data" in entry:
                     raise self._declined(info, "its manifest names parts of segments or other manifests")
-                container, name = unquoted(entry["name"])
+                container, name = unquoted(str(entry["name"]))
                 segments.append(
                     Segment(
                         container=container,
                         name=name,
-                        size_bytes=int(entry["bytes"]),
+                        size_bytes=int(str(entry["bytes"])),
                         etag=str(entry["hash"]),
                     )
                 )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError) as error:
             raise self._declined(info, "its manifest cannot be understood") from error
         return segments
 
@@ -244,6 +266,11 @@ class SwiftOffload:
         return OffloadDeclinedError(
             f"{store}: cannot take {info.key} inside the cluster: {why}.", store=store, key=info.key
         )
+
+
+def _are_all_of(found: Found, segments: Sequence[Segment]) -> bool:
+    size_bytes = sum(segment.size_bytes for segment in segments)
+    return size_bytes == found.size_bytes and etag_of(segments) == found.etag
 
 
 async def _all_ended(tasks: Sequence[asyncio.Future[None]]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from dataplane.errors import NotFoundError, ObjectChangedError, StoreError, UnavailableError
 from dataplane.store import Filled
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from dataplane.store import ObjectInfo, ReadOptions
     from drivers.wire import BodyReader
 
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
-
 
 def range_header(options: ReadOptions, *, is_exact: bool) -> dict[str, str]:
     """What asks for the part that is wanted; nothing for the whole. Not `is_exact`: up to the object's end,
@@ -25,12 +22,6 @@ def range_header(options: ReadOptions, *, is_exact: bool) -> dict[str, str]:
     if length is not None and is_exact:
         return {"Range": f"bytes={first}-{first + length - 1}"}
     return {"Range": f"bytes={first}-"} if first else {}
-
-
-def total_of(content_range: str | None, *, first: int) -> int | None:
-    """The size of the whole object by a Content-Range, if it begins where it should."""
-    match = _CONTENT_RANGE.fullmatch(content_range or "")
-    return int(match[3]) if match is not None and int(match[1]) == first else None
 
 
 class SwiftReadStream:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from dataplane.errors import SizeMismatchError, StoreError, StoreFullError, UnavailableError
 from dataplane.store import MIB
 from drivers.parts import PartUploads, growing
-from drivers.swift.client import outlast
+from drivers.patience import to_the_end
 from drivers.wire import Pieces, Relayed, wire_errors
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class _Relay:
 
     async def aclose(self) -> None:
         self._task.cancel()
-        await outlast(self._task)
+        await to_the_end(_ended(self._task))
 
     def _make(self) -> Relayed:
         if self._is_made:
@@ -257,3 +257,10 @@ class _Relay:
             )
         self._is_made = True
         return self._body
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Wait for a task that was cancelled."""
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # Seen: whoever waited for the task has heard of it.

@@ -49,9 +49,11 @@ class FreshStore:
 async def fresh_memory() -> AsyncIterator[FreshStore]:
     driver = MemoryDriver("memory", MemoryConfig(), StoreOptions())
     partner = MemoryDriver("partner", MemoryConfig(), StoreOptions())
-    yield FreshStore(driver=driver, names=lambda: driver.names, partner=partner)
-    await driver.aclose()
-    await partner.aclose()
+    try:
+        yield FreshStore(driver=driver, names=lambda: driver.names, partner=partner)
+    finally:
+        await driver.aclose()
+        await partner.aclose()
 
 
 @asynccontextmanager
@@ -71,13 +73,15 @@ async def fresh_file(
     partner_config = configure(FileConfig(directories=(Directory(path=str(partner_path)),)))
     driver = FileDriver("file", config, StoreOptions())
     partner = FileDriver("partner", partner_config, StoreOptions())
-    yield FreshStore(
-        driver=driver,
-        names=lambda: {found.name for path in paths for found in path.iterdir()},
-        partner=partner,
-    )
-    await driver.aclose()
-    await partner.aclose()
+    try:
+        yield FreshStore(
+            driver=driver,
+            names=lambda: {found.name for path in paths for found in path.iterdir()},
+            partner=partner,
+        )
+    finally:
+        await driver.aclose()
+        await partner.aclose()
 
 
 def swift_config(endpoint: SwiftEndpoint, *, container: str) -> SwiftConfig:
@@ -141,9 +145,11 @@ async def fresh_s3(
             return S3Driver(name, configure(config), StoreOptions())
 
         driver, partner = driver_of("s3", images.name), driver_of("partner", partners.name)
-        yield FreshStore(driver=driver, names=images.names, partner=partner)
-        await driver.aclose()
-        await partner.aclose()
+        try:
+            yield FreshStore(driver=driver, names=images.names, partner=partner)
+        finally:
+            await driver.aclose()
+            await partner.aclose()
 
 
 @asynccontextmanager

@@ -61,8 +61,10 @@ async def fresh_http(served: _Served) -> AsyncIterator[FreshSource]:
         schemes=("http",), ports=(urlsplit(served.url).port or 0,), allow_cidrs=("127.0.0.0/8",)
     )
     source = HttpSource("web", config, StoreOptions())
-    yield FreshSource(source=source, put=served.put, missing_key=f"{served.url}/{OTHER_KEY}")
-    await source.aclose()
+    try:
+        yield FreshSource(source=source, put=served.put, missing_key=f"{served.url}/{OTHER_KEY}")
+    finally:
+        await source.aclose()
 
 
 class TestHttp(SourceSuite):

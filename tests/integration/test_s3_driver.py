@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -16,12 +17,15 @@ from dataplane.errors import (
     AccessDeniedError,
     CheckpointLostError,
     NotFoundError,
+    ObjectChangedError,
     OffloadDeclinedError,
+    StalledError,
     StoreError,
     UnavailableError,
 )
 from dataplane.store import MIB, Intent, OffloadOptions, ReadOptions, WriteMark, WriteOptions
 from drivers.options import StoreOptions
+from drivers.parts import growing
 from drivers.s3.config import S3Config
 from drivers.s3.driver import S3Driver
 from drivers.s3.offload import COPY_OBJECT, COPY_PARTS, S3Offload
@@ -34,6 +38,8 @@ from tests.services.s3_bucket import Bucket, bucket
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from dataplane.store import ReadStream
+    from tests.fakes.http_wire import Head
     from tests.services.ceph import Ceph
     from tests.services.endpoints import S3Endpoint
     from tests.services.swift import Swift
@@ -78,8 +84,10 @@ class Place:
         )
 
     @asynccontextmanager
-    async def driver(self, config: S3Config | None = None) -> AsyncIterator[S3Driver]:
-        made = S3Driver("s3", config or self.config, StoreOptions(stall_timeout_s=20))
+    async def driver(
+        self, config: S3Config | None = None, *, stall_timeout_s: float = 20
+    ) -> AsyncIterator[S3Driver]:
+        made = S3Driver("s3", config or self.config, StoreOptions(stall_timeout_s=stall_timeout_s))
         try:
             yield made
         finally:
@@ -324,6 +332,49 @@ async def test_a_read_that_breaks_off_says_so(on_ceph: Place) -> None:
 
 
 @pytest.mark.service("ceph")
+async def test_a_read_whose_server_falls_silent_is_stalled(on_ceph: Place) -> None:
+    silence = Fault(
+        kind=Kind.STALL_IN_DOWNLOAD,
+        method="GET",
+        target=f"{KEY}[?]X-Amz-Algorithm",
+        at_byte=9 * MIB,
+        seconds=None,
+    )
+    async with (
+        on_ceph.behind() as behind,
+        on_ceph.driver(replace(on_ceph.config, endpoint=behind.proxy.url), stall_timeout_s=2) as impatient,
+    ):
+        data = image(LARGE)
+        await write(behind.driver, data, attempt=None)
+        behind.proxy.faults.append(silence)
+        got = bytearray()
+        async with impatient.open_read(KEY) as stream:
+            with pytest.raises(StalledError):
+                await read_to_the_end(stream, got)
+        assert 8 * MIB <= len(got) <= 9 * MIB
+        assert got == data[: len(got)]
+
+
+@pytest.mark.service("ceph")
+async def test_a_slow_read_makes_progress(on_ceph: Place) -> None:
+    """What is there is handed out; the next read goes on where it was."""
+    slow = Fault(
+        kind=Kind.SLOW_DOWNLOAD,
+        method="GET",
+        target=f"{KEY}[?]X-Amz-Algorithm",
+        rate_bytes_per_s=10 * MIB,
+    )
+    data = image(LARGE)
+    async with on_ceph.behind(slow) as behind:
+        await write(behind.driver, data, attempt=None)
+        got = bytearray()
+        async with behind.driver.open_read(KEY) as stream:
+            await read_to_the_end(stream, got)
+        assert got == data
+        assert behind.proxy.committed == [slow]
+
+
+@pytest.mark.service("ceph")
 @pytest.mark.parametrize("streams", [2, 3])
 async def test_ranges_are_read_at_once(on_ceph: Place, streams: int) -> None:
     data = image(LARGE)
@@ -335,6 +386,109 @@ async def test_ranges_are_read_at_once(on_ceph: Place, streams: int) -> None:
         options = ReadOptions(offset_bytes=PART - 3, length_bytes=PART + 7)
         some = await read_image(behind.driver, KEY, options, chunk_bytes=MIB)
         assert some.data == data[PART - 3 : 2 * PART + 4]
+
+
+@pytest.mark.service("ceph")
+async def test_a_range_of_another_object_is_not_taken_for_this_one(on_ceph: Place) -> None:
+    """It is stored again while it is read, with other bytes and with the same ones."""
+    data = image(LARGE)
+    config = replace(on_ceph.config, read_streams=2, buffer_budget_bytes=2 * PART)
+    for again in (image(LARGE, seed="others"), data):
+        async with on_ceph.driver(config) as driver:
+            await write(driver, data, attempt=None)
+            async with driver.open_read(KEY) as stream:
+                await stream.read_into(chunk_buffer())
+                await driver.delete(KEY)
+                await write(driver, again, attempt=None)
+                with pytest.raises(ObjectChangedError):
+                    await read_to_the_end(stream)
+            await driver.delete(KEY)
+
+
+async def read_to_the_end(stream: ReadStream, got: bytearray | None = None) -> None:
+    buffer = memoryview(bytearray(4 * MIB))
+    while size := (await stream.read_into(buffer)).size_bytes:
+        if got is not None:
+            got += buffer[:size]
+
+
+@pytest.mark.service("ceph")
+async def test_parts_of_an_image_of_unknown_size_grow(
+    on_ceph: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each part here, instead of after a thousand."""
+    monkeypatch.setattr("drivers.s3.session.growing", partial(growing, every=1))
+    data = image(8 * PART + 77)
+    config = replace(on_ceph.config, buffer_budget_bytes=4 * PART, parts_in_flight=1)
+    async with on_ceph.behind(config=config) as behind:
+        await write(behind.driver, data, attempt=None)
+        assert (await read_image(behind.driver, KEY, chunk_bytes=MIB)).data == data
+        sizes = [
+            one.request_bytes
+            for one in behind.proxy.exchanges
+            if one.method == "PUT" and re.search(rf"/{KEY}[?].*partNumber=", one.target)
+        ]
+    assert sum(sizes) == len(data)
+    assert sizes[0] == PART
+    assert sizes[1] > sizes[0]
+    assert sizes[2] > sizes[1]
+
+
+@pytest.mark.service("ceph")
+async def test_an_image_that_needs_too_many_parts_says_what_helps(
+    on_ceph: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drivers.s3.session.MOST_PARTS", 2)
+    async with on_ceph.driver(replace(on_ceph.config, buffer_budget_bytes=PART)) as driver:
+        with pytest.raises(StoreError, match="too large for 2 parts") as raised:
+            await write(driver, image(LARGE))
+        assert "Give its size" in raised.value.hint
+    assert on_ceph.bucket.names() == set()
+
+
+@pytest.mark.service("ceph")
+async def test_a_bucket_may_be_part_of_the_host_name(on_ceph: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway's own name is localhost."""
+    loop = asyncio.get_running_loop()
+    asked: list[object] = []
+    real = loop.getaddrinfo
+
+    async def resolve(host: str, port: int, **options: int) -> object:
+        asked.append(host)
+        return await real("127.0.0.1", port, **options)
+
+    monkeypatch.setattr(loop, "getaddrinfo", resolve)
+    data = image(LARGE)
+    port = urlsplit(on_ceph.endpoint.url).port
+    config = replace(on_ceph.config, endpoint=f"http://localhost:{port}", addressing="virtual")
+    async with on_ceph.driver(config) as driver:
+        await driver.probe()
+        await write(driver, data)
+        assert (await read_image(driver, KEY, chunk_bytes=MIB)).data == data
+        assert await driver.clear_attempt(KEY, "one", keep_object=True)
+        assert (await driver.stat(KEY)).size_bytes == LARGE
+    assert set(asked) == {f"{on_ceph.bucket.name}.localhost"}
+    assert on_ceph.bucket.names() == {KEY}
+
+
+@pytest.mark.service("ceph")
+async def test_bodies_are_neither_signed_nor_summed_up_unasked(on_ceph: Place) -> None:
+    """By a SHA-256 or a CRC of which nobody knows that the service looks at it."""
+    heads: list[Head] = []
+
+    class Spy(Fault):
+        def matches(self, head: Head) -> bool:
+            heads.append(head)
+            return False
+
+    async with on_ceph.behind(Spy(kind=Kind.SILENCE)) as behind:
+        await write(behind.driver, image(LARGE), size_bytes=LARGE)
+    parts = [head for head in heads if re.search(rf"/{KEY}[?].*partNumber=", head.target)]
+    assert len(parts) == 4
+    for head in parts:
+        assert head.get("x-amz-content-sha256") in (None, "UNSIGNED-PAYLOAD")
+        for name in ("x-amz-trailer", "x-amz-sdk-checksum-algorithm", "x-amz-checksum-crc32", "Expect"):
+            assert head.get(name) is None
 
 
 # What a crash leaves
@@ -408,6 +562,7 @@ async def test_a_large_image_is_copied_by_parts(where: str, request: pytest.Fixt
     data = image(LARGE)
     with bucket(place.endpoint) as other:
         async with (
+            AsyncExitStack() as stack,
             place.driver() as source,
             place.driver(replace(place.config, bucket=other.name)) as destination,
         ):
@@ -417,7 +572,12 @@ async def test_a_large_image_is_copied_by_parts(where: str, request: pytest.Fixt
             assert isinstance(copy, S3Offload)
             options = OffloadOptions(intent=Intent.COPY, attempt="one")
             assert (await copy.offer(source, info, options)).method == COPY_OBJECT
-            copy.largest_copy_bytes, copy.copied_part_bytes = 4 * MIB, PART
+            by_parts = await stack.enter_async_context(
+                place.driver(replace(place.config, bucket=other.name, copy_threshold_bytes=4 * MIB))
+            )
+            copy = by_parts.capabilities.copy_from
+            assert isinstance(copy, S3Offload)
+            copy.copied_part_bytes = PART
             done = await copy(source, info, "copy", options)
             assert done.offer.method == COPY_PARTS
             assert done.info == await destination.stat("copy")

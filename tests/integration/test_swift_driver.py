@@ -29,6 +29,7 @@ from drivers.swift.auth import Access
 from drivers.swift.driver import SwiftDriver
 from tests.conformance.images import feed, image, read_image, write_image
 from tests.conformance.stores import swift_config
+from tests.services.http_call import call
 from tests.services.plain_swift import PlainSwift
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from drivers.swift.objects import Objects
     from tests.services.endpoints import SwiftEndpoint
     from tests.services.http_call import Answer
+    from tests.services.swift import Swift
 
 KEY = "3f7c1d2e-0000-4000-8000-00000000000a"
 OTHER_KEY = "3f7c1d2e-0000-4000-8000-00000000000b"
@@ -190,6 +192,16 @@ async def test_too_many_segments_of_an_unknown_size_are_refused(
     assert place.plain.names(place.container) == set()
 
 
+async def test_the_limits_are_those_that_the_server_tells(place: Place) -> None:
+    told = call("GET", f"{place.plain.storage_url.partition('/v1')[0]}/info").json()
+    async with place.driver() as driver:
+        limits = await driver._client.limits()
+    assert limits.max_object_bytes == told["swift"]["max_file_size"]
+    assert limits.max_segments == told["slo"]["max_manifest_segments"]
+    assert limits.static_large_objects
+    assert limits.bulk_delete == ("bulk_delete" in told)
+
+
 @pytest.mark.parametrize("seed", [0, 4])
 async def test_containers_are_made_when_that_is_allowed(place: Place, seed: int) -> None:
     name = f"{place.container}-new"
@@ -256,6 +268,42 @@ async def test_listings_are_read_page_by_page(place: Place, monkeypatch: pytest.
     async with place.driver() as driver:
         await driver.delete(KEY)
     assert place.plain.names(place.container) == set()
+
+
+@pytest.mark.service("swift")
+async def test_a_manifest_of_more_segments_than_swift_deletes_at_once_is_deleted(swift_server: Swift) -> None:
+    """Swift refuses more than 10 000; of radosgw's manifests none can name another."""
+    async with new_place(swift_server.tempauth) as place:
+        piece = {"path": f"/{place.container}/piece", "size_bytes": 1, "etag": hashlib.md5(b"x").hexdigest()}
+        place.plain.put(place.container, "piece", b"x")
+        for name, entries in (("part", [piece] * 1000), (KEY, [{"path": f"/{place.container}/part"}] * 11)):
+            path = f"/{place.container}/{name}?multipart-manifest=put"
+            assert place.plain("PUT", path, body=json.dumps(entries).encode()).status == 201
+        async with place.driver() as driver:
+            info = await driver.stat(KEY)
+            assert info.size_bytes == 11_000
+            await driver.delete(KEY, identity=info.identity)
+        assert place.plain.names(place.container) == set()
+
+
+async def test_segments_go_side_by_side(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way, most = set[str](), 0
+    async with place.driver(lambda config: replace(config, segments_in_flight=3)) as driver:
+        put = driver._objects.put
+
+        async def watched(container: str, name: str, **options: Any) -> swift_client.Answer:
+            nonlocal most
+            under_way.add(name)
+            most = max(most, sum("/attempt-" not in other and "/commit-" not in other for other in under_way))
+            try:
+                await asyncio.sleep(0.05)
+                return await put(container, name, **options)
+            finally:
+                under_way.discard(name)
+
+        monkeypatch.setattr(driver._objects, "put", watched)
+        await write_image(driver, KEY, image(8 * SEGMENT), size_bytes=8 * SEGMENT)
+    assert most == 3
 
 
 async def test_a_delete_that_was_cut_off_is_taken_up(place: Place) -> None:
@@ -447,6 +495,34 @@ async def test_of_two_that_go_on_one_is_told_that_it_came_late(place: Place) -> 
         assert (await read_image(driver, KEY)).data == data
         for number in range(3):
             await driver.clear_attempt(KEY, f"new{number}", keep_object=True)
+    assert place.plain.left_over(place.container) == {KEY}
+
+
+async def test_a_session_leaves_what_another_one_published_of_the_same_segments(place: Place) -> None:
+    data = image(3 * SEGMENT)
+    async with place.driver() as driver, place.driver() as other:
+        options = WriteOptions(size_bytes=len(data), attempt="old")
+        async with driver.open_write(KEY, options) as session:
+            await feed(session, data)
+            await _go_on(other, data, await _checkpoint_of(session, len(data)))
+            session._attempt._may_be_published = True  # As far as it knows: its request got lost.
+        assert (await read_image(other, KEY)).data == data
+        assert await other.clear_attempt(KEY, "new", keep_object=True)
+    assert place.plain.left_over(place.container) == {KEY}
+
+
+async def test_claims_of_a_killed_session_do_not_hold_up_who_goes_on(place: Place) -> None:
+    data = image(3 * SEGMENT)
+    async with place.driver() as driver:
+        options = WriteOptions(size_bytes=len(data), attempt="old")
+        async with driver.open_write(KEY, options) as session:
+            await feed(session, data[: 2 * SEGMENT])
+            mark = await session.keep()
+        assert mark is not None
+        place.plain.put(place.container, f"{KEY}/commit-{mark.state['token']}-0123abcd")
+        await _go_on(driver, data, mark)
+        assert (await read_image(driver, KEY)).data == data
+        await driver.clear_attempt(KEY, "new", keep_object=True)
     assert place.plain.left_over(place.container) == {KEY}
 
 

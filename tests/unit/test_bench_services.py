@@ -36,7 +36,7 @@ SERVERS = {
         "server_pids": {"radosgw": [1], "osd": [2, 3]},
     }
 }
-NETWORK = {"s3-put", "s3-get", "s3-copy", "swift-put", "rbd-write", "rbd-read", "fanout"}
+NETWORK = {"s3-put", "s3-get", "s3-copy", "swift-put", "swift-copy", "rbd-write", "rbd-read", "fanout"}
 
 
 @pytest.fixture

@@ -62,8 +62,10 @@ async def source_for(
     options: StoreOptions = QUICK,
 ) -> AsyncIterator[HttpSource]:
     source = HttpSource("web", config or lab(server), options, resolver=resolver)
-    yield source
-    await source.aclose()
+    try:
+        yield source
+    finally:
+        await source.aclose()
 
 
 def lab(server: HttpServer, *, max_size_bytes: int = 2**40, max_wait_s: float = 60.0) -> HttpConfig:

@@ -41,7 +41,13 @@ def test_the_spines_types_are_there() -> None:
 @pytest.mark.parametrize("kind", STORE_TYPES.values(), ids=STORE_TYPES)
 def test_a_types_classes_can_be_loaded(kind: StoreType) -> None:
     assert is_dataclass(kind.config_class())
-    assert callable(kind.driver_class())
+    try:
+        driver_class = kind.driver_class()
+    except MissingExtraError as error:
+        if kind.system_package is None:  # Extras are in every environment of ours.
+            raise
+        pytest.skip(str(error))
+    assert callable(driver_class)
 
 
 def test_importing_the_registry_imports_no_driver() -> None:

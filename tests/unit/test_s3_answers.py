@@ -12,6 +12,7 @@ from dataplane.errors import (
     StoreIOError,
     UnavailableError,
 )
+from dataplane.store import MIB
 from drivers.s3.checks import CHECKSUMS, PartMd5
 from drivers.s3.errors import NoBucketError, PreconditionError, UploadGoneError, refusal, refusal_in_body
 from drivers.s3.marker import Mark, claim_key, marker_key
@@ -79,8 +80,10 @@ def test_checksums_are_those_of_s3() -> None:
 async def test_md5_of_parts_is_what_an_etag_shows() -> None:
     md5 = PartMd5()
     pieces = [memoryview(b"1234"), memoryview(b"56789")]
-    assert await md5.of(pieces) == "25f9e794323b453885f5181f1b624d0b"
-    assert await md5.of([]) == "d41d8cd98f00b204e9800998ecf8427e"
+    async with md5.of(pieces) as one, md5.of([]) as other, md5.of([memoryview(bytes(64 * MIB))]):
+        assert await one() == "25f9e794323b453885f5181f1b624d0b"
+        assert await one() == "25f9e794323b453885f5181f1b624d0b"
+        assert await other() == "d41d8cd98f00b204e9800998ecf8427e"
     await md5.aclose()
     await md5.aclose()
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dataplane.errors import AccessDeniedError, UnavailableError
-from drivers.s3.patience import patiently, to_the_end
+from drivers.patience import patiently, to_the_end
 
 
 class Work:

@@ -1,0 +1,43 @@
+"""Transfers that are cancelled while a server lets them wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fakes.fault_proxy import Fault, Kind
+
+if TYPE_CHECKING:
+    from tests.fakes.fault_proxy import FaultProxy
+
+PROMISED_S = 5.0
+BUSY_MACHINE_S = 1.5
+
+
+async def cancel_in_the_middle(work: asyncio.Task[object], proxy: FaultProxy, fault: Fault) -> float:
+    """Cancel when the fault has happened; returns how long the end took."""
+    async with asyncio.timeout(30):
+        while fault not in proxy.committed:
+            await asyncio.sleep(0.02)
+            if work.done():
+                work.result()
+                pytest.fail("it ended before")
+    await asyncio.sleep(0.3)
+    began = time.monotonic()
+    work.cancel()
+    await asyncio.wait([work], timeout=60)
+    assert work.cancelled()
+    return time.monotonic() - began
+
+
+def hang_after(proxy: FaultProxy, first: Fault) -> Fault:
+    """Nothing is answered any more from that fault on."""
+
+    class _Hang(Fault):
+        def matches(self, head: object) -> bool:
+            return first in proxy.committed
+
+    return _Hang(kind=Kind.SILENCE, seconds=None, times=None)
