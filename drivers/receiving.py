@@ -78,7 +78,7 @@ class Receiver(asyncio.BufferedProtocol):
         return self._room[self._filled :] if self._filled < len(self._room) else self._spare
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._filled == len(self._room):  # It came although nobody reads.
+        if self._filled >= len(self._room):  # It came although nobody reads.
             self._early = memoryview(bytes(self._early) + bytes(self._spare[:nbytes]))
             return
         self._filled += nbytes
