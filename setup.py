@@ -59,5 +59,5 @@ setup(
             # Without a compiler hashlib does the work; the daemon says at its start which kernels it has.
             optional=True,
         )
-    ]
+    ],
 )
