@@ -118,9 +118,9 @@ class _CountingHashThreads(HashThreads):
 
     hops = 0
 
-    async def update_all(self, *args: Any, **kwargs: Any) -> None:
+    async def update_all(self, *args: Any, **kwargs: Any) -> dict[str, bytes]:
         self.hops += 1
-        await super().update_all(*args, **kwargs)
+        return await super().update_all(*args, **kwargs)
 
 
 async def _measure(call: OursCall) -> tuple[Window, dict[str, object]]:

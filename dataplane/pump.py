@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from dataplane.store import ReadStream, WriteSession
     from dataplane.throttle import TokenBucket
 
-_HASH_BATCH = 4
+_HASH_BATCH = 2
 """Chunks hashed in one hop to a thread: fewer hops, while buffers still come back promptly."""
+_HASH_DEPTH = 2
+"""Batches handed over at the same time."""
 
 
 class Tap(Protocol):
@@ -497,7 +499,9 @@ class _Writer(_Lane):
 
 
 class _Hasher(_Lane):
-    """All digests that begin with the same byte: they see the same pieces at the same time."""
+    """All digests that begin with the same byte: they see the same pieces at the same time. The next batch is
+    handed over while one is hashed, so that no thread waits for the loop.
+    """
 
     def __init__(
         self, digests: DigestSet, members: Sequence[Digest], start: int, checkpointer: Checkpointer | None
@@ -508,23 +512,35 @@ class _Hasher(_Lane):
         self._checkpointer = checkpointer
 
     async def work(self) -> None:
-        ended = False
-        while not ended:
-            batch, ended = await _next_batch(self.queue)
-            try:
-                if batch:
-                    await self._digests.update(self._members, [chunk.data for chunk in batch])
-                    self._tell(batch[-1].end)
-            finally:
-                for chunk in batch:
-                    chunk.done()
+        room = asyncio.Semaphore(_HASH_DEPTH)
+        try:
+            async with asyncio.TaskGroup() as group:
+                ended = False
+                while not ended:
+                    await room.acquire()
+                    batch, ended = await _next_batch(self.queue)
+                    if batch:
+                        task = group.create_task(self._digest(batch))
+                        task.add_done_callback(partial(self._let_go, batch, room))
+        except BaseExceptionGroup as errors:
+            raise lone_error(errors)  # noqa: B904 - its own cause must stay; the group is its context
 
-    def _tell(self, at: int) -> None:
-        if self._checkpointer is None:
-            return
-        for digest in self._members:
-            if digest.can_export:
-                self._checkpointer.digest_at(digest.algorithm, digest.export(), at)
+    async def _digest(self, batch: list[_Chunk]) -> None:
+        """A new task runs up to its first await before the next one does, so updates begin in order."""
+        checkpointer = self._checkpointer
+        states = await self._digests.update(
+            self._members, [chunk.data for chunk in batch], save=checkpointer is not None
+        )
+        if checkpointer is not None:
+            for algorithm, state in states.items():
+                checkpointer.digest_at(algorithm, state, batch[-1].end)
+
+    @staticmethod
+    def _let_go(batch: list[_Chunk], room: asyncio.Semaphore, _: asyncio.Task[None]) -> None:
+        """Here and not in the task: one that is cancelled before it began runs nothing of itself."""
+        for chunk in batch:
+            chunk.done()
+        room.release()
 
 
 def _hashers(digests: DigestSet, checkpointer: Checkpointer | None) -> list[_Hasher]:

@@ -175,9 +175,12 @@ class DigestSet:
             log.warning("A digest begins anew: %s", error)
             return fresh
 
-    async def update(self, members: Sequence[Digest], pieces: Sequence[memoryview]) -> None:
+    async def update(
+        self, members: Sequence[Digest], pieces: Sequence[memoryview], *, save: bool = False
+    ) -> dict[str, bytes]:
         """Append the pieces to these members; see `HashThreads.update_all`."""
-        await self.threads.update_all([(member.algorithm, member.state) for member in members], pieces)
+        hashes = [(member.algorithm, member.state) for member in members]
+        return await self.threads.update_all(hashes, pieces, save=save)
 
     @property
     def can_export(self) -> bool:

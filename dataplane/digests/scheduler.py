@@ -18,7 +18,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
-from dataplane.digests import kernels
+from dataplane.digests import kernels, saved
 from dataplane.store import KIB, MIB
 from dataplane.threads import after_the_event_loop
 
@@ -51,24 +51,30 @@ class PlainHash(Protocol):
 
 
 class _Job:
-    """One hash of one `update`: pieces of one stream that wait for their round. `twins` is the same for all
-    hashes of the update. Belongs to whoever took it from the line; `since` (when it got in line),
-    `is_running` and `is_cancelled` are protected by the scheduler's lock.
+    """One hash of one `update`: pieces of one stream that wait for their round. `twins` are all
+    hashes of the update, `following` is the next update of the same state. Belongs to whoever took it from
+    the line; `since` (when it got in line), `following`, `may_begin`, `is_running` and `is_cancelled` are
+    protected by the scheduler's lock.
     """
 
     __slots__ = (
         "error",
+        "following",
         "future",
         "is_cancelled",
+        "is_in_line",
         "is_running",
         "key",
         "loop",
+        "may_begin",
         "offset",
         "pieces",
+        "saved",
         "since",
         "state",
         "ticket",
         "twins",
+        "wants_saved",
     )
 
     def __init__(
@@ -78,10 +84,18 @@ class _Job:
         pieces: Sequence[memoryview],
         *,
         ticket: int,
-        twins: object,
+        twins: list[_Job],
+        wants_saved: bool,
     ) -> None:
         self.key = key
         self.twins = twins
+        twins.append(self)
+        self.may_begin = False
+        self.is_in_line = False
+        """Has been, at any time."""
+        self.following: _Job | None = None
+        self.wants_saved = wants_saved
+        self.saved: bytes | None = None
         self.state = state
         self.pieces = deque(piece for piece in pieces if len(piece))
         self.offset = 0
@@ -160,6 +174,7 @@ class HashThreads:
         self._tickets = itertools.count()
         self._is_closing = False
         self._recent: dict[object, float] = {}
+        self._last: dict[object, _Job] = {}
         both = frozenset({True, False})
         self._workers = [
             _Worker(self._lock, both if threads == 1 else frozenset({number % 2 == 0}))
@@ -177,34 +192,51 @@ class HashThreads:
         await self.update_all(((algorithm, state),), pieces)
 
     async def update_all(
-        self, hashes: Sequence[tuple[str, State | PlainHash]], pieces: Sequence[memoryview]
-    ) -> None:
-        """Hash the pieces in order with every state (algorithm, state). One update per state at a time.
+        self,
+        hashes: Sequence[tuple[str, State | PlainHash]],
+        pieces: Sequence[memoryview],
+        *,
+        save: bool = False,
+    ) -> dict[str, bytes]:
+        """Hash the pieces in order with every state (algorithm, state). Updates of one state are done in the
+        order in which they were begun. Returns, with `save`, what the states are after these pieces
+        (saved.py), by algorithm, where they can be saved.
 
         Cancelled or failed, it returns when no thread looks at the pieces any more; the states are then of
         no use.
         """
-        twins = object()
-        jobs = [
-            _Job(kernels.family_of(algorithm), state, pieces, ticket=next(self._tickets), twins=twins)
+        if not any(len(piece) for piece in pieces):
+            return {}
+        twins: list[_Job] = []
+        jobs = {
+            algorithm: _Job(
+                kernels.family_of(algorithm),
+                state,
+                pieces,
+                ticket=next(self._tickets),
+                twins=twins,
+                wants_saved=save,
+            )
             for algorithm, state in hashes
-        ]
-        jobs = [job for job in jobs if job.pieces]
+        }
         with self._lock:
             if self._is_closing:
                 raise RuntimeError("the hash threads are closed")
-            for job in jobs:
-                self._recent.pop(job.state, None)
-                self._line(job.key).jobs.append(job)
-            for job in jobs:
-                self._wake_for(job.key, self._line(job.key))
+            for job in jobs.values():
+                before = self._last.get(job.state)
+                self._last[job.state] = job
+                if before is not None:
+                    before.following = job
+                else:
+                    self._may_begin(job)
         try:
-            for job in jobs:
+            for job in jobs.values():
                 await job.future
         except BaseException:
-            for job in jobs:
+            for job in jobs.values():
                 await self._let_go(job)
             raise
+        return {algorithm: job.saved for algorithm, job in jobs.items() if job.saved is not None}
 
     def close(self) -> None:
         """Wait for what is in line and end the threads."""
@@ -221,8 +253,11 @@ class HashThreads:
         with self._lock:
             job.is_cancelled = True
             if not job.is_running:
-                with suppress(ValueError):  # It is done, and the news may be on the way.
-                    self._lines[job.key].jobs.remove(job)
+                if job.may_begin and not job.is_in_line:
+                    self._is_over(job)
+                with suppress(ValueError):  # It is done, and the news may be on the way, or not in line yet.
+                    self._line(job.key).jobs.remove(job)
+                    self._is_over(job)
                 if job.future.done() and not job.future.cancelled():
                     job.future.exception()  # Seen: the first one is what the caller hears about.
                 return
@@ -242,6 +277,39 @@ class HashThreads:
         if line is None:
             line = self._lines[key] = _Line(key, max(1, self._kernels.lanes(key)))
         return line
+
+    def _get_in_line(self, job: _Job) -> None:
+        job.is_in_line = True
+        self._recent.pop(job.state, None)
+        job.since = time.monotonic()
+        line = self._line(job.key)
+        line.jobs.append(job)
+        self._wake_for(job.key, line)
+
+    def _may_begin(self, job: _Job) -> None:
+        """The update before this one is over. Where there are streams to do md5 and sha512 together with, a
+        stream's hashes get in line together; else none waits for the other.
+        """
+        job.may_begin = True
+        streams = sum(last.key == kernels.BOTH[0] for last in self._last.values())
+        together = 0 < self._kernels.both_from <= streams
+        if together and not all(twin.may_begin for twin in job.twins):
+            return
+        for twin in job.twins:
+            if twin.may_begin and not twin.is_in_line and not twin.is_cancelled:
+                self._get_in_line(twin)
+
+    def _is_over(self, job: _Job) -> None:
+        """The next update of the same state is in line now."""
+        following = job.following
+        while following is not None and following.is_cancelled:
+            following = following.following
+        if following is not None:
+            self._may_begin(following)
+            return
+        self._last.pop(job.state, None)
+        if job.key == kernels.BOTH[0]:
+            self._remember(job.state)
 
     def _wake_for(self, key: str, line: _Line) -> None:
         """Wake one thread that will take from this line, if one sleeps: at home there first."""
@@ -310,11 +378,11 @@ class HashThreads:
         first, second = (self._lines.get(family) for family in kernels.BOTH)
         if not self._kernels.both_from or first is None or second is None:
             return []
-        waiting = {job.twins: job for job in second.jobs}
+        waiting = {id(job.twins): job for job in second.jobs}
         return [
             (job, twin)
             for job in first.jobs
-            if (twin := waiting.get(job.twins)) is not None
+            if (twin := waiting.get(id(job.twins))) is not None
             and job.is_twin_of(twin)
             and job.left() >= _SHORT_BYTES
         ][: kernels.BOTH_LANES]
@@ -338,27 +406,23 @@ class HashThreads:
     def _put_back(self, jobs: list[_Job]) -> list[_Job]:
         """Streams with bytes left go to the end of the line; returns those that are done."""
         done = []
-        now = time.monotonic()
         for job in jobs:
             job.is_running = False
             if job.is_done:
                 done.append(job)
-                if job.key == kernels.BOTH[0]:
-                    self._remember(job, now)
+                self._is_over(job)
             else:
                 job.ticket = next(self._tickets)
-                job.since = now
-                line = self._lines[job.key]
-                line.jobs.append(job)
-                self._wake_for(job.key, line)  # A thread that only helped may not go on with it.
+                self._get_in_line(job)  # A thread that only helped may not go on with it.
         return done
 
-    def _remember(self, job: _Job, now: float) -> None:
+    def _remember(self, state: object) -> None:
         """A stream that may be back in a moment."""
+        now = time.monotonic()
         self._recent = {
             state: finished for state, finished in self._recent.items() if now - finished < _RECENTLY_S
         }
-        self._recent[job.state] = now
+        self._recent[state] = now
 
     def _work(self, worker: _Worker) -> None:
         after_the_event_loop()
@@ -368,6 +432,7 @@ class HashThreads:
             if not jobs:
                 return
             _hash_round(jobs)
+            _save(jobs)
             with self._lock:
                 worker.round_pairs = 0
                 done = self._put_back(jobs)
@@ -430,6 +495,13 @@ def _hash_twins(jobs: list[_Job]) -> None:
         return
     for job in jobs:
         job.took(size)
+
+
+def _save(jobs: list[_Job]) -> None:
+    """Of those that are done, before the next update changes their states."""
+    for job in jobs:
+        if job.wants_saved and job.is_done and _has_lanes(job.state):
+            job.saved = saved.export(job.state)
 
 
 def _has_lanes(state: State | PlainHash) -> TypeGuard[State]:

@@ -320,3 +320,67 @@ def test_a_loop_that_ends_early_does_not_end_the_threads(threads: HashThreads) -
     asyncio.run(leave())
     time.sleep(0.01)
     assert asyncio.run(work()) == hashlib.md5(DATA).hexdigest()
+
+
+async def test_updates_that_overlap_are_done_in_order_and_tell_the_state_after_each() -> None:
+    threads = HashThreads()
+    sets = [DigestSet(("md5", "sha512"), threads) for _ in range(9)]
+    pieces = [memoryview(DATA)[at : at + 700_000] for at in range(0, len(DATA), 700_000)]
+
+    async def feed(digests: DigestSet) -> None:
+        updates = [digests.update(digests.members, [piece], save=True) for piece in pieces]
+        states = await asyncio.gather(*updates)
+        ends = [sum(len(piece) for piece in pieces[: number + 1]) for number in range(len(pieces))]
+        for end, saved in zip(ends, states, strict=True):
+            if digests.can_export:
+                restored = DigestSet.restore(saved, threads).hexdigests()
+                assert restored == {
+                    name: hashlib.new(name, DATA[:end]).hexdigest() for name in digests.hexdigests()
+                }
+
+    await asyncio.gather(*(feed(digests) for digests in sets))
+    expected = {name: hashlib.new(name, DATA).hexdigest() for name in kernels.BOTH}
+    assert all(digests.hexdigests() == expected for digests in sets)
+    assert threads._last == {}
+    threads.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_streams_that_come_go_and_are_cancelled_leave_the_others_right(seed: int) -> None:
+    """Two updates of each stream under way, as the pump does it; some streams are cut off in between."""
+    chance = random.Random(seed)
+    threads = HashThreads()
+
+    async def feed(digests: DigestSet, ends: list[int]) -> None:
+        async with asyncio.TaskGroup() as group:
+            room, at = asyncio.Semaphore(2), 0
+            for end in ends:
+                await room.acquire()
+                task = group.create_task(digests.update(digests.members, [memoryview(DATA)[at:end]]))
+                task.add_done_callback(lambda _: room.release())
+                at = end
+                if chance.random() < 0.3:
+                    await asyncio.sleep(chance.random() * 0.005)
+
+    sets, tasks = [], []
+    for _ in range(14):
+        algorithms = ("md5", "sha512", "xxh3_128")[: chance.choice((1, 2, 2, 3))]
+        digests = DigestSet(algorithms, threads)
+        ends = [*sorted(chance.sample(range(1, len(DATA)), 5)), len(DATA)]
+        sets.append(digests)
+        tasks.append(asyncio.create_task(feed(digests, ends)))
+    cut_off = chance.sample(tasks, 5)
+    for task in cut_off:
+        await asyncio.sleep(chance.random() * 0.01)
+        task.cancel()
+    async with asyncio.timeout(30):
+        await asyncio.wait(tasks)
+    for digests, task in zip(sets, tasks, strict=True):
+        if not task.cancelled():
+            task.result()
+            whole = DigestSet([member.algorithm for member in digests.members], threads)
+            await whole.update(whole.members, [memoryview(DATA)])
+            assert digests.hexdigests() == whole.hexdigests()
+            assert digests.hexdigests()["md5"] == hashlib.md5(DATA).hexdigest()
+    assert threads._last == {}
+    threads.close()
