@@ -155,11 +155,13 @@ async def test_streams_that_do_not_come_back_are_not_waited_for(
 
 
 async def test_an_update_of_several_hashes_that_fails_lets_go_of_all(threads: HashThreads) -> None:
+    gate = _Gate()
+
     class Broken(_Gate):
         def update(self, data: memoryview) -> None:
+            assert gate.entered.wait(10)
             raise ValueError("broken")
 
-    gate = _Gate()
     task = asyncio.create_task(threads.update_all([("sha1", Broken()), ("sha3", gate)], [memoryview(DATA)]))
     await asyncio.to_thread(gate.entered.wait, 10)
     await asyncio.sleep(0.05)

@@ -396,6 +396,9 @@ async def test_after_a_reboot_only_what_is_as_it_was_is_used(
     """The page cache was lost, and with it perhaps what one store had."""
     await bench.cut("a", 8 * PART)
     bytes_there = min(path.stat().st_size for path in bench.parts())
+    assert bench.last is not None
+    known = len(bench.last.part_digests) // 16
+    assert known >= 7
     lost_at = {"none": None, "first": 10, "middle": 3 * PART + 5, "tail": 6 * PART + 1}[damage]
     if lost_at is not None:
         with (bench.root / "two" / f".{KEY}.a.part").open("r+b") as file:
@@ -405,7 +408,7 @@ async def test_after_a_reboot_only_what_is_as_it_was_is_used(
         monkeypatch.setattr(f"drivers.filesystem.{module}.boot_id", lambda: "another boot")
     report = await bench.run("b", resume=True)
     bench.check(report, "b")
-    whole = bytes_there // PART * PART
+    whole = min(bytes_there // PART, known) * PART
     assert report.resumed_from_bytes == (whole if lost_at is None else min(whole, lost_at // PART * PART))
 
 
