@@ -121,10 +121,9 @@ class S3Offload:
                     made = await attempt.complete(parts)
             except PreconditionError as error:
                 raise _changed(source, info) from error
-            # Some services (Ceph 16) do not mind the condition: the source must still be the same one. The
-            # condition names the ETag; where the copy has the same, there is no more to learn.
-            is_proved = made.etag == etag_of(found.identity)
-            await attempt.confirm(made, found.size_bytes, also=None if is_proved else same_source)
+            # Some services (Ceph 16) do not mind the condition, and another object can have the same ETag: the
+            # source must still be the same one.
+            await attempt.confirm(made, found.size_bytes, also=same_source)
             attempt.accepted = True
             return Offloaded(info=self._describe(key, made), offer=offer)
         finally:

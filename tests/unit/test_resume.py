@@ -398,7 +398,7 @@ async def test_after_a_reboot_only_what_is_as_it_was_is_used(
     bytes_there = min(path.stat().st_size for path in bench.parts())
     assert bench.last is not None
     known = len(bench.last.part_digests) // 16
-    assert known >= 7
+    assert known >= 4
     lost_at = {"none": None, "first": 10, "middle": 3 * PART + 5, "tail": 6 * PART + 1}[damage]
     if lost_at is not None:
         with (bench.root / "two" / f".{KEY}.a.part").open("r+b") as file:
