@@ -121,8 +121,8 @@ class S3Offload:
                     made = await attempt.complete(parts)
             except PreconditionError as error:
                 raise _changed(source, info) from error
-            # Some services (Ceph 16) do not mind the condition, and another object can have the same ETag: the
-            # source must still be the same one.
+            # Some services (Ceph 16) do not mind the condition, and another object can have the same ETag:
+            # the source must still be the same one.
             await attempt.confirm(made, found.size_bytes, also=same_source)
             attempt.accepted = True
             return Offloaded(info=self._describe(key, made), offer=offer)
