@@ -13,6 +13,7 @@ import os
 import random
 import sys
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ HASHLIB_THREADS = "hashlib in threads"
 FLOOR_KERNELS = "kernels alone"
 FLOOR_HASHLIB = "hashlib alone"
 
+UNDER_WAY = 2
+"""Updates of one stream handed over at the same time, as the pump does it."""
 CHUNKS = 4
 """Chunks a stream goes through again and again: in all more than the caches hold from 8 streams on, and what
 a transfer's own chunks are where it is alone."""
@@ -65,8 +68,14 @@ async def _ours(arguments: dict[str, Any]) -> tuple[Window, list[dict[str, str]]
     chunks = stream_chunks(streams)
 
     async def feed(stream: int) -> None:
+        digests = sets[stream]
+        under_way: deque[asyncio.Task[dict[str, bytes]]] = deque()
         for number in range(arguments["size_bytes"] // CHUNK_BYTES):
-            await sets[stream].update(sets[stream].members, [chunks[stream][number % CHUNKS]])
+            if len(under_way) == UNDER_WAY:
+                await under_way.popleft()
+            update = digests.update(digests.members, [chunks[stream][number % CHUNKS]])
+            under_way.append(asyncio.create_task(update))
+        await asyncio.gather(*under_way)
 
     try:
         with Window() as window:
