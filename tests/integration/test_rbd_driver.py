@@ -111,11 +111,17 @@ def listed(ceph: Ceph, pool: int = 0) -> set[str]:
 
 
 def objects(ceph: Ceph, pool: int = 0) -> set[str]:
-    """Every object of the pool's images; what is left is what the pool keeps for itself."""
-    command = ["rados", "--conf", str(ceph.conf), "-p", ceph.pools[pool], "ls"]
-    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    """Every object of the pool's images; what is left is what the pool keeps for itself. A removed object of
+    which a removed snapshot is still being trimmed is listed, and is none.
+    """
+    command = ["rados", "--conf", str(ceph.conf), "-p", ceph.pools[pool]]
+    found = subprocess.run([*command, "ls"], check=True, capture_output=True, text=True).stdout.split()
     own = ("rbd_directory", "rbd_info", "rbd_children", "rbd_trash", "rbd_task")
-    return {name for name in found if name not in own}
+    return {name for name in found if name not in own and _is_there([*command, "stat", name])}
+
+
+def _is_there(command: list[str]) -> bool:
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 @contextmanager
