@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
+import os
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from bench.measure import peak_rss_bytes
 from dataplane.buffers import BufferPool
 from dataplane.digests import HashThreads
 from dataplane.store import MIB, Capabilities, Driver, Filled, ObjectInfo, ReadOptions, Source, StoreSpace
@@ -88,8 +89,12 @@ async def main(told: dict[str, Any]) -> None:
     await store.aclose()
     hashing.close()
     pool.close()
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"md5": report.digests["md5"], "bytes": report.size_bytes, "peak_bytes": peak_bytes}))
+    told = {
+        "md5": report.digests["md5"],
+        "bytes": report.size_bytes,
+        "peak_bytes": peak_rss_bytes(os.getpid()),
+    }
+    print(json.dumps(told))
 
 
 _: type[Source] = Endless
