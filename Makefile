@@ -18,7 +18,7 @@ export PYTHON SERVICES
 
 BIN := .venv/bin
 
-.PHONY: help setup services rivals check format test chaos bench demo lock clean
+.PHONY: help setup services rivals check format test chaos bench demo openapi lock clean
 
 help:  ## show this list
 	@echo "Glissade: make TARGET"
@@ -45,7 +45,7 @@ format: setup  ## format and fix what can be fixed by itself
 	@$(BIN)/ruff format .
 
 test: setup services  ## everything CI checks: `check`, then all tests (SERVICES=none leaves services out)
-	@if [[ "$$SERVICES" != none ]]; then tools/rivals; fi
+	@if [[ "$$SERVICES" != none ]]; then tools/rivals; tools/clients; fi
 	@$(MAKE) check
 	@echo "== pytest"; $(BIN)/python -m pytest $(ARGS)
 
@@ -53,10 +53,14 @@ chaos: setup services  ## break a daemon on purpose; ARGS="--short", ARGS="kill9
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: rivals  ## measure us beside our rivals; ARGS="--quick", ARGS="--list"
+	@tools/clients
 	@$(BIN)/python -m bench $(ARGS)
 
 demo: setup  ## import, verify and move an image through a daemon of its own below var/demo
 	@$(BIN)/python -m control.demo $(if $(IMAGE),--image '$(IMAGE)') $(ARGS)
+
+openapi: setup  ## write docs/openapi.json from the code
+	@$(BIN)/python -m control.api.openapi docs/openapi.json
 
 lock:  ## renew the lock files in requirements/ from pyproject.toml and requirements/*.in
 	@tools/lock

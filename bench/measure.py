@@ -148,6 +148,46 @@ def run_children(
         return _told(each, done)
 
 
+class Companion:
+    """A program of ours that does its work while the bench does something else: it waits at the `gate`, and
+    ends when its standard input does. Use it as a context; one that was not ended is killed on leaving."""
+
+    def __init__(self, interpreter: str | Path, arguments: Sequence[str | Path]) -> None:
+        """Starts it; returns when it is ready."""
+        self._arguments = arguments
+        self._child = subprocess.Popen(
+            [interpreter, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_environment(),
+        )
+        if self._child.stdout is not None:
+            self._child.stdout.readline()  # Ready, or the end of one that failed.
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._child.poll() is None:
+            self._child.kill()
+        self._child.communicate()
+
+    def begin(self) -> None:
+        """Let it begin."""
+        if self._child.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._child.stdin.write("\n")
+                self._child.stdin.flush()
+
+    def end(self, *, timeout_s: float = 60.0) -> Sample:
+        """Let it end; returns what it told. Raises `BenchError` when it failed, however long ago."""
+        out, err = self._child.communicate(timeout=timeout_s)
+        done = subprocess.CompletedProcess(self._child.args, self._child.returncode, out, err)
+        return _told([self._arguments], [done])
+
+
 def _told(each: Sequence[Sequence[str | Path]], done: Sequence[subprocess.CompletedProcess[str]]) -> Sample:
     """What the programs told, as one sample."""
     results = []

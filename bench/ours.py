@@ -21,6 +21,7 @@ import uvloop
 
 from bench.measure import Window, run_ours
 from bench.stores import StoreSpec
+from dataplane import garbage, heap
 from dataplane.buffers import DEFAULT_CHUNK_BYTES, BufferPool
 from dataplane.digests import HashThreads
 from dataplane.measure import measure
@@ -140,6 +141,8 @@ async def _measure(call: OursCall) -> tuple[Window, dict[str, object]]:
             await source.probe()
         # The threads exist in a daemon that has worked before.
         await asyncio.gather(*(asyncio.to_thread(int) for _ in range(8)))
+        garbage.set_aside()  # As the daemon does before it is ready.
+        heap.keep_freed()
         work = _Work(call, source, stores, Engine(pool=pool, hashing=hashing))
         loop = asyncio.get_running_loop()
         lag = _Lag()

@@ -113,17 +113,21 @@ def _server_cpu_s(sample: Sample) -> float | None:
     return told if isinstance(told, float) else None
 
 
+def _others_cpu_s(sample: Sample) -> list[float]:
+    told = (sample.facts.get(name) for name in ("server_cpu_s", "client_cpu_s"))
+    return [cpu_s for cpu_s in told if isinstance(cpu_s, float)]
+
+
 def _server_cpu_s_per_gib(taken: Sequence[Sample], size_gib: float) -> float | None:
     told = [cpu_s for sample in taken if (cpu_s := _server_cpu_s(sample)) is not None]
     return round(statistics.median(told) / size_gib, 4) if told else None
 
 
 def _busy_with_servers(taken: Sequence[Sample]) -> str:
-    """Where servers work on the same CPUs: how much of these both have used; empty where there are none."""
+    """Where others work on the same CPUs, servers or a client that is told apart (`client_cpu_s`): how much
+    of these all have used; empty where there are none."""
     shares = [
-        (sample.cpu_s + cpu_s) / sample.wall_s
-        for sample in taken
-        if (cpu_s := _server_cpu_s(sample)) is not None
+        (sample.cpu_s + sum(others)) / sample.wall_s for sample in taken if (others := _others_cpu_s(sample))
     ]
     if not shares:
         return ""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _NO_SERVERS: Final = "needs servers: name the file that describes them by --services"
 
-T = TypeVar("T", "S3Server", "SwiftServer", "RbdServer")
+T = TypeVar("T", "S3Server", "SwiftServer", "RbdServer", "PostgresServer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,14 @@ class RbdServer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresServer:
+    """A database that the bench may empty, as `catalog.url` names it, and its user's password."""
+
+    url: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """What there is. `server_pids` are the processes that do the servers' work on this machine."""
 
@@ -62,6 +70,7 @@ class Services:
     s3: S3Server | None = None
     swift: SwiftServer | None = None
     rbd: RbdServer | None = None
+    postgres: PostgresServer | None = None
 
     def need_s3(self) -> S3Server:
         """Raises `BenchError` when there is none; likewise the others."""
@@ -72,6 +81,9 @@ class Services:
 
     def need_rbd(self) -> RbdServer:
         return _need(self.rbd, "RBD")
+
+    def need_postgres(self) -> PostgresServer:
+        return _need(self.postgres, "PostgreSQL")
 
 
 def groups(file: Path | None) -> Sequence[str]:
@@ -96,6 +108,7 @@ def load(file: Path | None, group: str = "ceph") -> Services:
             s3=_known(S3Server, told.get("s3")),
             swift=_known(SwiftServer, told.get("swift")),
             rbd=_known(RbdServer, told.get("rbd")),
+            postgres=_known(PostgresServer, told.get("postgres")),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchError(f"--services {file}: {type(error).__name__}: {error}") from error

@@ -3,20 +3,20 @@
 A virtual machine whose balloon reports free pages gives memory that lies free back to its host, and gets it
 again only page by page when it is written to: three times as slow as memory it has kept (measured: 1.2
 instead of 0.4 s/GiB), and counted as our system time. Who writes more then pays more than its share. So the
-memory a run will fill is held by a file of our own before the run, let go when it begins as far as the run
-takes it before the balloon does (about two seconds), and handed over bit by bit beyond that.
+memory a run will fill is taken before the run and let go when it begins, all but some single pages: what lies
+between these is never free in pieces large enough to be reported.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.files import TMPFS_MAGIC, file_system
-from dataplane.store import GIB, MIB
+from dataplane.store import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,12 +25,10 @@ _BALLOON, _REPORTING = 5, 5
 """The device's type, and the number of its feature:
 https://docs.oasis-open.org/virtio/virtio/v1.2/virtio-v1.2.html, 5.5."""
 
-_AHEAD_BYTES = 3 * GIB
-"""Free for the run to take at any moment. Handing over costs CPU time of its own (0.16 s/GiB) beside the run,
-so what a run takes within the balloon's two seconds is better free from the start (mm/page_reporting.c,
-PAGE_REPORTING_DELAY)."""
-
-_STEP_S = 0.01
+_KEPT_EVERY_BYTES = MIB
+"""One page of so many bytes stays taken. Only free blocks of 2 MiB are reported (mm/page_reporting.c,
+`page_reporting_order`, of which pageblock_order is the default), and the pages of a file that is written in
+one go lie together."""
 
 
 def hands_back_free_memory() -> bool:
@@ -61,43 +59,15 @@ def warm_memory(directory: Path | None, size_bytes: int) -> Iterator[None]:
         yield
         return
     ballast = directory.parent / f".{directory.name}.ballast"
-    fd = os.open(ballast, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    ended = threading.Event()
-    giver = threading.Thread(target=_hand_over, args=(fd, directory, size_bytes, ended), name="ballast")
+    fd = os.open(ballast, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         ballast.unlink()
-        zeroes = memoryview(bytes(MIB))
-        for at in range(0, size_bytes, MIB):
+        zeroes = memoryview(bytes(_KEPT_EVERY_BYTES))
+        for at in range(0, size_bytes, _KEPT_EVERY_BYTES):
             os.pwrite(fd, zeroes, at)
-        if size_bytes <= _AHEAD_BYTES:
-            os.ftruncate(fd, 0)
-        else:
-            giver.start()
+        with mmap.mmap(fd, 0) as pages:
+            for at in range(0, len(pages), _KEPT_EVERY_BYTES):
+                pages.madvise(mmap.MADV_REMOVE, at + mmap.PAGESIZE, _KEPT_EVERY_BYTES - mmap.PAGESIZE)
         yield
     finally:
-        ended.set()
-        if giver.ident is not None:
-            giver.join()
         os.close(fd)
-
-
-def _hand_over(fd: int, directory: Path, size_bytes: int, ended: threading.Event) -> None:
-    """Keep what is written and what is held at the same sum, but for what may be taken next."""
-    before = _stored_bytes(directory)
-    held = size_bytes
-    while not ended.wait(_STEP_S):
-        wanted = max(0, size_bytes - (_stored_bytes(directory) - before) - _AHEAD_BYTES)
-        if wanted < held:
-            os.ftruncate(fd, wanted)
-            held = wanted
-
-
-def _stored_bytes(directory: Path) -> int:
-    total = 0
-    for where, _, names in os.walk(directory):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(where, name)).st_blocks * 512
-            except FileNotFoundError:
-                continue  # Renamed or removed between listing and looking.
-    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -12,31 +13,44 @@ import sys
 import threading
 import uuid
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from control import logs
+from control.api.admitting import Admission
 from control.api.app import create_app
+from control.api.auth.authenticating import Authentication
+from control.api.connections import Connections, GuardedSite
 from control.api.context import ApiContext
-from control.api.errors import SocketInUseError
-from control.api.listen import ListeningSocket
+from control.api.errors import SocketInUseError, StartRefusedError
+from control.api.fairness import CallerLimits
+from control.api.hosts import AllowedHosts, host_of
+from control.api.listen import ListeningSocket, TcpSocket, refuse_open_doors
 from control.api.metrics import Metrics
-from control.api.peers import PeerPolicy
+from control.api.tls import server_tls
 from control.catalog.database import connect_database
 from control.catalog.errors import CatalogError
 from control.catalog.images import Images
 from control.jobs.board import Board
 from control.jobs.checkpoint_rows import CheckpointRows
 from control.jobs.checkpoints import CheckpointFiles
+from control.jobs.gc import Collector
+from control.jobs.history import History
+from control.jobs.ledger import Ledger
 from control.jobs.limits import Limits
 from control.jobs.queue import JobQueue
+from control.jobs.quotas import Quotas
+from control.jobs.reaper import Reaper
+from control.jobs.remotes import RemoteImages, RemoteRules
+from control.jobs.retrying import RETRY, with_budget
 from control.jobs.service import JobService
 from control.jobs.services import ImportSources, Services
 from control.jobs.stores import ConfiguredStore, Stores
-from control.jobs.worker import RETRY, Worker
+from control.jobs.uploads import Uploads
+from control.jobs.worker import Worker
 from control.notify import notify, watchdog_interval_s
+from dataplane import garbage, heap
 from dataplane.buffers import BufferPool
 from dataplane.digests import HashThreads, kernels_in_use
 from dataplane.errors import GlissadeError
@@ -50,6 +64,7 @@ from drivers.registry import build_store, wrapped
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
+    from control.api.auth.keystone import Keystone
     from control.catalog.database import Database
     from control.config import Settings
     from control.jobs.checkpoints import Checkpoints
@@ -64,7 +79,10 @@ EXIT_REFUSED = 6
 """The daemon would not start like this: configuration, catalogue or socket. A restart changes nothing."""
 
 _LAG_EVERY_S = 1.0
+_LOOK_AT_FILES_EVERY_S = 5.0
 _PREPARE_AGAIN_S = 2.0
+_SHARES_OF_STREAMS = 4
+"""So many projects can have all streams together."""
 _LAST_STEPS_S = 15.0
 """After draining: clearing up, closing stores and the catalogue."""
 _LAST_ANSWERS_S = 1.0
@@ -92,7 +110,7 @@ def _failed(errors: Sequence[BaseException]) -> int:
     for error in errors:
         log.critical("%s", error)
     refused = all(
-        isinstance(error, CatalogError | SocketInUseError) and not error.retryable for error in errors
+        isinstance(error, CatalogError | StartRefusedError) and not error.retryable for error in errors
     )
     return EXIT_REFUSED if refused else EXIT_FAILED
 
@@ -106,16 +124,19 @@ async def serve(
 ) -> None:
     """Run the daemon on the current event loop until `stop` is set; `ready` is set when it takes work.
 
-    Raises a `CatalogError` or `SocketInUseError` when it must not start, `CatalogUnavailableError` (in a
+    Raises a `CatalogError` or `StartRefusedError` when it must not start, `CatalogUnavailableError` (in a
     group) when the catalogue breaks while it runs. However it ends, nothing of it is left running.
     """
     stop = stop or asyncio.Event()
+    refuse_open_doors(settings.api)
     async with AsyncExitStack() as stack:
+        authentication = Authentication(settings.api)
+        stack.push_async_callback(authentication.aclose)
         database = await connect_database(settings.catalog.address())
         stack.push_async_callback(database.aclose)
         if not database.is_shared:
             await database.prepare()
-        daemon = _Daemon(settings, database, stack, retry)
+        daemon = _Daemon(settings, database, authentication, stack, retry)
         async with asyncio.TaskGroup() as group:
             await daemon.run(group, ready=ready, stop=stop)
 
@@ -124,7 +145,12 @@ class _Daemon:
     """One running daemon: its parts, and in which order they begin and end."""
 
     def __init__(
-        self, settings: Settings, database: Database, stack: AsyncExitStack, retry: RetryPolicy
+        self,
+        settings: Settings,
+        database: Database,
+        authentication: Authentication,
+        stack: AsyncExitStack,
+        retry: RetryPolicy,
     ) -> None:
         node = settings.node
         self._settings = settings
@@ -155,6 +181,7 @@ class _Daemon:
             database=database,
             images=Images(),
             queue=JobQueue(lease_s=node.lease_s),
+            ledger=Ledger(),
             stores=Stores(stores),
             health=health,
             engine=Engine(pool=pool, hashing=hashing),
@@ -165,6 +192,9 @@ class _Daemon:
             board=Board(),
             checkpoints=checkpoints,
             os_hash_algo=settings.imports.default_os_hash_algo,
+            require_format_match=settings.images.require_format_match,
+            quotas=Quotas(**dataclasses.asdict(settings.images.quotas)),
+            remotes=None if authentication.keystone is None else self._remotes(authentication.keystone),
         )
         self._worker = Worker(
             self._services,
@@ -172,15 +202,26 @@ class _Daemon:
             max_jobs=node.max_transfers,
             drain_timeout_s=node.drain_timeout_s,
             retry=retry,
+            stalled_after_s=settings.jobs.stalled_after_s,
+            history=History(
+                self._services,
+                keep_days=settings.jobs.history_days,
+                keep_jobs=settings.jobs.history_jobs,
+            ),
         )
-        peers = PeerPolicy(allow_users=settings.api.allow_users, allow_groups=settings.api.allow_groups)
+        self._auth = authentication
+        self._tls = server_tls(settings.api)
         self._context = ApiContext(
             services=self._services,
-            jobs=JobService(self._services, self._worker),
+            jobs=JobService(self._services, self._worker, max_queued=settings.jobs.max_queued),
+            uploads=Uploads(self._services, self._worker),
+            collector=Collector(self._services, Reaper(self._services)),
             metrics=self._metrics,
-            peers=peers,
+            auth=authentication,
             version=_version(),
             not_ready=self._not_ready,
+            images=settings.images,
+            store_configs={store_id: store.config for store_id, store in settings.stores.items()},
         )
 
     async def run(
@@ -196,6 +237,7 @@ class _Daemon:
             probing,
             group.create_task(self._watch_loop(), name="loop lag"),
             group.create_task(self._feed_watchdog(), name="watchdog"),
+            group.create_task(self._look_at_files(), name="files of the API"),
         ]
         try:
             await asyncio.wait({stopping, probing}, return_when=asyncio.FIRST_COMPLETED)
@@ -209,13 +251,15 @@ class _Daemon:
             if stop.is_set():
                 return
             worker = group.create_task(self._worker.run(), name="worker")
+            garbage.set_aside()
+            heap.keep_freed()
             notify("READY=1")
             if self._database.is_shared:
                 notify("STATUS=Ready")
             log.info(
                 "Glissade %s is ready on %s with %d stores",
                 _version(),
-                self._settings.api.socket,
+                ", ".join((self._settings.api.socket, *self._settings.api.listen)),
                 len(self._settings.stores),
             )
             if ready is not None:
@@ -242,18 +286,39 @@ class _Daemon:
             driver=driver,
             options=configured.options,
             is_default=configured.is_default,
+            is_staging=store_id == self._settings.images.staging_store,
         )
 
-    def _import_sources(self) -> ImportSources:
-        imports = self._settings.imports
+    def _remotes(self, keystone: Keystone) -> RemoteImages:
+        images = self._settings.images
+        rules = RemoteRules(
+            property_prefixes=images.glance_download_properties,
+            disk_formats=images.disk_formats,
+            container_formats=images.container_formats,
+            max_size_bytes=images.max_size_bytes,
+            max_properties=images.max_properties,
+            ca_file=self._settings.api.keystone.ca_file,
+        )
+        return RemoteImages(
+            keystone,
+            rules,
+            self._source_options(),
+            wrap=lambda source, options: wrapped(source, options, self._metrics),
+        )
+
+    def _source_options(self) -> StoreOptions:
         # Weight, rate limit and prohibitions are those of stores; how patient to be holds here, too.
         defaults = self._settings.store_defaults
-        options = StoreOptions(
+        return StoreOptions(
             concurrency=self._settings.node.max_transfers,
             connect_timeout_s=defaults.connect_timeout_s,
             stall_timeout_s=defaults.stall_timeout_s,
             retry=defaults.retry,
         )
+
+    def _import_sources(self) -> ImportSources:
+        imports = self._settings.imports
+        options = self._source_options()
         return ImportSources(
             urls=self._source(HttpSource("import:url", imports.http_config(), options), options),
             paths=(
@@ -271,36 +336,76 @@ class _Daemon:
     async def _listen(self) -> Callable[[], Coroutine[None, None, None]]:
         """Begin to answer; returns what ends it."""
         api = self._settings.api
-        try:
-            listening = ListeningSocket(
-                api.socket, mode=api.socket_mode, group=self._context.peers.socket_group
+        tls = self._tls
+        names = [*api.hosts, *host_of(self._settings.images.public_endpoint), *(tls.names if tls else ())]
+        connections = Connections(most=api.max_connections, answer_stall_timeout_s=api.answer_stall_timeout_s)
+        admission = Admission(
+            hosts=AllowedHosts(names),
+            limits=CallerLimits(
+                max_requests=api.caller_max_requests,
+                requests_per_s=api.caller_requests_per_s,
+                max_streams=max(1, api.max_streams // _SHARES_OF_STREAMS),
+            ),
+            connections=connections,
+        )
+        async with AsyncExitStack() as stack:
+            doors = self._open_doors(stack)
+            app = create_app(
+                self._context,
+                max_body_bytes=api.max_body_bytes,
+                max_requests=api.max_requests,
+                max_streams=api.max_streams,
+                admission=admission,
             )
+            runner = web.AppRunner(
+                app,
+                access_log=None,
+                handle_signals=False,
+                shutdown_timeout=_LAST_ANSWERS_S,
+                lingering_time=1.0,
+                keepalive_timeout=30.0,
+                auto_decompress=False,  # Nobody compresses what we take; that one would be a bomb.
+            )
+            stack.push_async_callback(runner.cleanup)
+            await runner.setup()
+            for door in doors:
+                is_tcp = isinstance(door, TcpSocket)
+                site = GuardedSite(
+                    runner,
+                    door.socket,
+                    connections,
+                    is_tcp=is_tcp,
+                    tls=tls.context if tls is not None and is_tcp else None,
+                )
+                await site.start()
+            return stack.pop_all().aclose
+
+    def _open_doors(self, stack: AsyncExitStack) -> list[ListeningSocket | TcpSocket]:
+        """The unix socket, and those by TCP."""
+        api = self._settings.api
+        doors: list[ListeningSocket | TcpSocket] = []
+        try:
+            doors.append(
+                ListeningSocket(api.socket, mode=api.socket_mode, group=self._auth.peers.socket_group)
+            )
+            stack.callback(doors[-1].close)
         except OSError as error:
             raise SocketInUseError(
                 f"The socket {api.socket} cannot be made: {error.strerror}.",
                 hint="Check api.socket, and that the daemon's user may write there.",
             ) from error
-        app = create_app(self._context, max_body_bytes=api.max_body_bytes)
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            handle_signals=False,
-            shutdown_timeout=_LAST_ANSWERS_S,
-            lingering_time=1.0,
-            keepalive_timeout=30.0,
-        )
-        try:
-            await runner.setup()
-            await web.SockSite(runner, listening.socket).start()
-        except BaseException:
-            listening.close()
-            raise
+        for text in api.listen:
+            doors.append(TcpSocket(text))
+            stack.callback(doors[-1].close)
+        return doors
 
-        async def end() -> None:
-            await runner.cleanup()
-            listening.close()
-
-        return end
+    async def _look_at_files(self) -> None:
+        """Policy, tokens and certificate may be changed while we run."""
+        while True:
+            await asyncio.sleep(_LOOK_AT_FILES_EVERY_S)
+            await self._auth.refresh()
+            if self._tls is not None:
+                await self._tls.refresh()
 
     async def _prepare(self) -> None:
         """Wait until a shared catalogue answers and has our tables. Raises a `CatalogError` that waiting does
@@ -371,7 +476,8 @@ async def _until_signalled(settings: Settings) -> None:
         loop.add_signal_handler(number, signalled, number.name)
     for problem in settings.warnings:
         log.warning("%s", problem)
-    await serve(settings, stop=stop, retry=replace(RETRY, attempts=settings.node.job_attempts))
+    retry = with_budget(RETRY, attempts=settings.jobs.attempts, budget_s=settings.jobs.retry_budget_s)
+    await serve(settings, stop=stop, retry=retry)
 
 
 def _quit_after(seconds: float) -> None:

@@ -20,7 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +66,20 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._socket_path)
 
 
+class Process(Protocol):
+    """A daemon's process as its parent sees it: the part of `subprocess.Popen` that is used here."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Sandbox:
     """One private daemon. Use it as a context: entering writes the configuration and starts it, leaving stops
@@ -82,7 +96,7 @@ class Sandbox:
     command_prefix: Sequence[str] = ()
     ready_timeout_s: float = 30.0
     stop_timeout_s: float = 30.0
-    _daemon: subprocess.Popen[bytes] | None = None
+    _daemon: Process | None = None
     _socket_directory: Path | None = None
     _session: int = 0
     exit_status: int | None = None
@@ -125,19 +139,23 @@ class Sandbox:
             if not name.startswith(("GLISSADE", "NOTIFY_SOCKET", "WATCHDOG"))
         }
         with self.log_path.open("ab") as log:
-            self._daemon = subprocess.Popen(
-                [*self.command_prefix, *_command(), "serve", "--config", self.config_path],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-            )
+            self._daemon = self._spawn(environment, log)
         try:
             self._wait_until_ready()
         except BaseException:
             self.kill()
             raise
+
+    def _spawn(self, environment: Mapping[str, str], log: BinaryIO) -> Process:
+        """The daemon's process, in a session of its own, just begun."""
+        return subprocess.Popen(
+            [*self.command_prefix, *_command(), "serve", "--config", self.config_path],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
 
     def stop(self) -> int | None:
         """Ask the daemon to drain and end (SIGTERM), and wait. Raises `SandboxError` when it had to be
@@ -174,12 +192,24 @@ class Sandbox:
         except FileNotFoundError:
             return ""
 
-    def request(self, method: str, path: str, body: Json | None = None, *, timeout_s: float = 60.0) -> Answer:
-        """One request. Raises `OSError` when nobody answers; an error status is an answer like any other."""
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        *,
+        key: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> Answer:
+        """One request, with an idempotency key if one is given. Raises `OSError` when nobody answers; an
+        error status is an answer like any other.
+        """
         connection = _UnixConnection(str(self.socket_path), timeout_s)
         try:
             content = None if body is None else json.dumps(body)
             headers = {} if content is None else {"Content-Type": "application/json"}
+            if key is not None:
+                headers["Idempotency-Key"] = key
             connection.request(method, path, content, headers)
             response = connection.getresponse()
             text = response.read().decode()
@@ -192,9 +222,9 @@ class Sandbox:
         finally:
             connection.close()
 
-    def call(self, method: str, path: str, body: Json | None = None) -> Json:
+    def call(self, method: str, path: str, body: Json | None = None, *, key: str | None = None) -> Json:
         """One request that must succeed. Raises `RefusedError` with the daemon's own words otherwise."""
-        answer = self.request(method, path, body)
+        answer = self.request(method, path, body, key=key)
         if answer.status >= 400:
             problem = answer.body if isinstance(answer.body, dict) else {"detail": str(answer.body)}
             said = " ".join(str(problem[part]) for part in ("detail", "hint") if problem.get(part))

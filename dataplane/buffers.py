@@ -2,7 +2,7 @@
 
 An empty pool is the only backpressure there is: a reader takes a chunk before it asks the source for bytes,
 and the chunk comes back when the slowest consumer is done with it. Memory is the budget, whatever the size
-of the images.
+of the images. Clients, who may be as slow as they like, have an allowance of it and no more.
 """
 
 from __future__ import annotations
@@ -49,12 +49,21 @@ class BufferPool:
             whole[at : at + chunk_bytes] for at in range(0, count * chunk_bytes, chunk_bytes)
         )
         self._waiters: deque[asyncio.Future[memoryview]] = deque()
+        self.inbound = Allowance(self, most=max(1, count // 2))
+        """For what clients send: however many they are and however slow, the other half is for the rest."""
+        self.outbound = Allowance(self, most=count // 8)
+        """For what clients are being sent: who finds none left here does without a chunk."""
         self.zeroes = memoryview(mmap.mmap(-1, chunk_bytes)).toreadonly()
         """A chunk of zeroes that stands for every hole; never written."""
 
     @property
     def free_chunks(self) -> int:
         return len(self._free)
+
+    @property
+    def has_free(self) -> bool:
+        """Whether nobody would have to wait for a chunk."""
+        return bool(self._free) and not self._waiters
 
     @contextmanager
     def user(self) -> Iterator[None]:
@@ -67,14 +76,21 @@ class BufferPool:
 
     @property
     def share(self) -> int:
-        """How many chunks each user may hold so that none takes what another one waits for; at least one."""
-        return max(1, self.chunk_count // max(1, self._users))
+        """How many chunks each user may hold so that none takes what another one waits for; at least one.
+        Clients that send count like other users, but never for more than half of them.
+        """
+        return max(1, self.chunk_count // max(1, self._users + min(self._users, self.inbound.users)))
+
+    @property
+    def users(self) -> int:
+        """How many streams share the pool, without those that have an allowance."""
+        return self._users
 
     async def acquire(self) -> memoryview:
         """Wait for a free chunk and take it. Cancelled, it has taken none. Pass it to `release` exactly
         once.
         """
-        if self._free and not self._waiters:
+        if self.has_free:
             return self._free.pop()  # The one that came back last: the caches still know it.
         waiter: asyncio.Future[memoryview] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
@@ -103,3 +119,52 @@ class BufferPool:
             raise RuntimeError(f"{self.chunk_count - len(self._free)} chunks are still in use")
         self._free.clear()
         os.close(self.fd)
+
+
+class Allowance:
+    """At most so many of a pool's chunks, for those who keep them at a stranger's pace. Used as the pool
+    itself, on the loop only.
+    """
+
+    def __init__(self, pool: BufferPool, *, most: int) -> None:
+        self.most = most
+        self.users = 0
+        self._pool = pool
+        self._left = asyncio.Semaphore(most)
+
+    @contextmanager
+    def user(self) -> Iterator[None]:
+        """One more stream shares the allowance while the context lasts."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
+
+    @property
+    def share(self) -> int:
+        """How many chunks each user may hold, of the allowance and beside the pool's own users; at least
+        one.
+        """
+        users = max(1, self.users)
+        return max(1, min(self.most // users, self._pool.chunk_count // (self._pool.users + users)))
+
+    async def acquire(self) -> memoryview:
+        """As `BufferPool.acquire`, within the allowance."""
+        await self._left.acquire()
+        try:
+            return await self._pool.acquire()
+        except BaseException:
+            self._left.release()
+            raise
+
+    async def acquire_at_once(self) -> memoryview | None:
+        """As `acquire` where nobody would have to wait; None instead of waiting."""
+        if self._left.locked() or not self._pool.has_free:
+            return None
+        return await self.acquire()
+
+    def release(self, chunk: memoryview) -> None:
+        """Give a chunk back that came from here."""
+        self._pool.release(chunk)
+        self._left.release()

@@ -188,6 +188,7 @@ class Checkpointer:
         self._parts = bytearray(begun.part_digests)
         self._destinations = dict(begun.destinations)
         self._behind: dict[str, int] = {}
+        self._others: dict[str, int] = {}
         self._saved_at = 0
         self._is_news = False
         self._ended = False
@@ -238,6 +239,7 @@ class Checkpointer:
         self._places.pop(store, None)
         self._destinations.pop(store, None)
         self._behind.pop(f"store {store}", None)
+        self._others.pop(f"store {store}", None)
         self._is_news = True
         self._news.set()
         self._saved.set()
@@ -286,11 +288,11 @@ class Checkpointer:
         self._news.set()
 
     def _came(self, consumer: str, at: int) -> None:
-        if consumer in self._behind:
-            self._behind[consumer] = at
+        (self._behind if consumer in self._behind else self._others)[consumer] = at
         self._is_news = True
-        if self._position() - self._saved_at >= self.step_bytes or not self._behind:
+        if self._position() - self._saved_at >= self.step_bytes:
             self._news.set()
 
     def _position(self) -> int:
-        return min(self._behind.values(), default=0)
+        """Where the hindmost is; if nobody is waited for, of those that told something."""
+        return min((self._behind or self._others).values(), default=0)

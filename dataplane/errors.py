@@ -129,6 +129,14 @@ class StalledError(UnavailableError):
     code = "stalled"
 
 
+class LeftoverBusyError(UnavailableError):
+    """What an attempt left cannot be removed yet, because somebody counts as its user: often a process that
+    was killed. It is in nobody's way, and cannot be published any more.
+    """
+
+    code = "leftover_busy"
+
+
 class TruncatedError(UnavailableError):
     """The source ended before its announced size; the same read may succeed when repeated."""
 

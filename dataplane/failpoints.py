@@ -9,6 +9,7 @@ never looks at the environment.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -21,6 +22,8 @@ from dataplane.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+log = logging.getLogger(__name__)
 
 BUILT_IN: Final[bool] = True
 """setup.py makes this False in what it builds."""
@@ -94,6 +97,7 @@ class _Armed:
     def meet(self, arrow: Arrow) -> None:
         self.met[arrow] += 1
         if arrow is self.arrow and self.nth in (0, self.met[arrow]):
+            log.warning("Fail point: %s: %s", arrow, self.action)
             _ACTIONS[self.action](arrow)
 
 

@@ -21,23 +21,29 @@ class Progress:
         self.size_bytes: int | None = None
         self.bytes_done = 0
         self._samples: deque[tuple[float, int]] = deque()
+        self._moved_at: float | None = None
 
     def begin(self, phase: str, size_bytes: int | None, *, bytes_done: int = 0) -> None:
         """Start a phase from zero, or from what was done before by somebody else."""
         self.phase = phase
         self.size_bytes = size_bytes
         self.bytes_done = bytes_done
+        self._moved_at = time.monotonic()
         self._samples.clear()
-        self._samples.append((time.monotonic(), bytes_done))
+        self._samples.append((self._moved_at, bytes_done))
 
     def add(self, size_bytes: int) -> None:
         """Count bytes that every consumer has finished with."""
         self.bytes_done += size_bytes
-        now = time.monotonic()
+        now = self._moved_at = time.monotonic()
         if now - self._samples[-1][0] >= 0.25 if self._samples else True:
             self._samples.append((now, self.bytes_done))
             while len(self._samples) > 2 and now - self._samples[0][0] > _WINDOW_S:
                 self._samples.popleft()
+
+    def still_s(self) -> float:
+        """For how long no byte has moved; 0.0 before the first phase."""
+        return 0.0 if self._moved_at is None else time.monotonic() - self._moved_at
 
     def rate_bytes_per_s(self) -> float:
         """The mean over the last ten seconds, 0.0 before the first byte."""

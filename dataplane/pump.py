@@ -3,7 +3,9 @@
 The reader takes a chunk from the pool, fills it and hands it to every consumer at once; when the last of
 them lets go, the chunk returns to the pool. Each consumer works in a task of its own and in order, so the
 slowest one sets the pace and nobody waits for a sum of the others. A pump holds at most `window_chunks`
-chunks, and never more than its share of the pool: a slow transfer cannot empty it for the rest.
+chunks, and never more than its share of the pool: a slow transfer cannot empty it for the rest. For what a
+client sends (`ArrivingStream`) no chunk is taken before there is something to put into it, and none is kept
+for what is still to come.
 
 A stream may begin in the middle of the object, and each consumer at a byte of its own: none sees what it has
 already. With a `Checkpointer` each tells how far it is before it lets go of the chunk.
@@ -15,7 +17,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import xxhash
 
@@ -23,10 +25,12 @@ from dataplane.digests import FAST_DIGEST
 from dataplane.errors import GlissadeError, SizeMismatchError
 from dataplane.failpoints import Arrow, fail_point
 from dataplane.stall import progress_within
+from dataplane.tasks import joint_tasks
 from dataplane.throttle import take_from_all
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from dataplane.buffers import BufferPool
     from dataplane.checkpoint import Checkpointer
@@ -39,13 +43,36 @@ _HASH_BATCH = 2
 """Chunks hashed in one hop to a thread: fewer hops, while buffers still come back promptly."""
 _HASH_DEPTH = 2
 """Batches handed over at the same time."""
+_FILL_PATIENCE_S = 1.0
+"""How long a chunk is kept for a client that sends: at 4 MiB a second it is full by then."""
 
 
 class Tap(Protocol):
-    """Looks at the bytes as they pass (a format inspector); quick, in order, on the event loop."""
+    """Looks at the bytes as they pass (a format inspector), in order, in a task of its own."""
 
-    def see(self, data: memoryview) -> None:
-        """Look at the next bytes; raising ends the transfer with that error."""
+    async def see(self, data: memoryview) -> None:
+        """Look at the next bytes, which are there until this returns; raising ends the transfer with that
+        error.
+        """
+        ...
+
+    async def end(self) -> None:
+        """That was the last byte; nothing is visible in any destination yet. Raising ends the transfer with
+        that error.
+        """
+        ...
+
+
+@runtime_checkable
+class ArrivingStream(Protocol):
+    """A `ReadStream` of which nothing can be asked for: it comes as its sender pleases. It has a stall clock
+    of its own and shares `BufferPool.inbound`.
+    """
+
+    async def arrived(self, within_s: float | None = None) -> bool:
+        """Wait until the next bytes or the end are here, so that `read_into` does not wait; False when that
+        takes longer than `within_s`. Raises what `read_into` raises.
+        """
         ...
 
 
@@ -104,9 +131,12 @@ async def pump(
     `start`: the byte of the object with which the stream begins; no consumer may lack one before. With a
     `checkpointer` it is told of all progress, and on return the last of it is saved.
     """
-    run = _Run(pool, window_chunks + max((sink.depth - 1 for sink in sinks), default=0), progress)
+    chunks = pool.inbound if isinstance(stream, ArrivingStream) else pool
+    window_chunks += max((sink.depth - 1 for sink in sinks), default=0)
+    run = _Run(pool, chunks, window_chunks, progress)
     writers = [_Writer(sink, stall_timeout_s, checkpointer) for sink in sinks]
     lanes: list[_Lane] = [*writers, *_hashers(digests, checkpointer)]
+    lanes += [_Looker(tap, start) for tap in taps]
     if any(lane.start < start for lane in lanes):
         raise ValueError(f"a consumer lacks bytes before {start}")
     if checkpointer is not None:
@@ -130,20 +160,18 @@ async def pump(
             await writer.sink.abandon(error)
 
     try:
-        with pool.user():
-            async with asyncio.TaskGroup() as group:
+        with chunks.user():
+            async with joint_tasks() as group:
                 if checkpointer is not None:
                     group.create_task(checkpointer.run())
                 working = [group.create_task(write(index, writer)) for index, writer in enumerate(writers)]
                 working += [group.create_task(lane.work()) for lane in lanes[len(writers) :]]
-                feed = _Feed(reader, run, lanes, taps, max_bytes, checkpointer)
+                feed = _Feed(reader, run, lanes, max_bytes, checkpointer)
                 size_bytes = await feed.run(start)
                 if checkpointer is not None:
                     if working:
                         await asyncio.wait(working)
                     checkpointer.end()
-    except BaseExceptionGroup as errors:
-        raise lone_error(errors)  # noqa: B904 - its own cause must stay; the group is its context
     finally:
         for lane in lanes:
             lane.stop()
@@ -158,14 +186,12 @@ class _Feed:
         reader: _Reader,
         run: _Run,
         lanes: Sequence[_Lane],
-        taps: Sequence[Tap],
         max_bytes: int | None,
         checkpointer: Checkpointer | None,
     ) -> None:
         self._reader = reader
         self._run = run
         self._lanes = lanes
-        self._taps = taps
         self._max_bytes = max_bytes
         self._checkpointer = checkpointer
 
@@ -181,8 +207,6 @@ class _Feed:
                 lane.queue.put_nowait(chunk)
             try:
                 _check_length(at, self._max_bytes, reader.store, reader.key)
-                for tap in self._taps:
-                    tap.see(chunk.data)
             finally:
                 chunk.done()
         for lane in self._lanes:
@@ -205,21 +229,6 @@ def _check_length(total: int, max_bytes: int | None, source: str, key: str) -> N
         )
 
 
-def lone_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to report for a group of tasks that failed together: the first one, the others as notes."""
-    flat: list[BaseException] = []
-    waiting: list[BaseException] = [errors]
-    while waiting:
-        error = waiting.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            waiting = [*error.exceptions, *waiting]
-        else:
-            flat.append(error)
-    for other in flat[1:]:
-        flat[0].add_note(f"at the same time: {other!r}")
-    return flat[0]
-
-
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """The next bytes of the stream and the pool's buffer that holds them; no buffer: a hole, the data are
@@ -230,11 +239,27 @@ class _Piece:
     buffer: memoryview | None
 
 
-class _Run:
-    """What the tasks of one pump share: its window on the pool, and the way back. Used on the loop only."""
+class _Chunks(Protocol):
+    """What `BufferPool` and `Allowance` have in common."""
 
-    def __init__(self, pool: BufferPool, window_chunks: int, progress: Progress) -> None:
+    @property
+    def share(self) -> int: ...
+
+    def user(self) -> AbstractContextManager[None]: ...
+
+    async def acquire(self) -> memoryview: ...
+
+    def release(self, chunk: memoryview) -> None: ...
+
+
+class _Run:
+    """What the tasks of one pump share: its window on the pool, and the way back. Used on the loop only.
+    `chunks` is where its chunks come from: the pool, or an allowance of it.
+    """
+
+    def __init__(self, pool: BufferPool, chunks: _Chunks, window_chunks: int, progress: Progress) -> None:
         self.pool = pool
+        self.chunks = chunks
         self._most = window_chunks
         self._held = 0
         self._came_back = asyncio.Event()
@@ -242,7 +267,7 @@ class _Run:
 
     async def enter(self) -> None:
         """Wait until this pump may hold one more chunk: within its window and its share of the pool."""
-        while self._held >= min(self._most, self.pool.share):
+        while self._held >= min(self._most, self.chunks.share):
             self._came_back.clear()
             await self._came_back.wait()
         self._held += 1
@@ -255,7 +280,7 @@ class _Run:
     def give_back(self, piece: _Piece) -> None:
         """The last consumer is done with it."""
         if piece.buffer is not None:
-            self.pool.release(piece.buffer)
+            self.chunks.release(piece.buffer)
         self.leave()
         self._progress.add(len(piece.data))
 
@@ -310,8 +335,8 @@ class _Chunk:
 
 
 class _Reader:
-    """Turns a stream into full chunks, short only before a hole and at the end. Belongs to the pump's own
-    task.
+    """Turns a stream into full chunks, short only before a hole, at the end, and where a client takes its
+    time. Belongs to the pump's own task.
     """
 
     def __init__(
@@ -324,6 +349,7 @@ class _Reader:
         cuts: _Cuts,
     ) -> None:
         self._stream = stream
+        self._arriving = stream if isinstance(stream, ArrivingStream) else None
         self.store = source
         self.key = stream.info.key
         self._run = run
@@ -355,7 +381,9 @@ class _Reader:
     async def _fill(self) -> _Piece | None:
         if self._ended:
             return None
-        buffer = await self._run.pool.acquire()
+        if self._arriving is not None:
+            await self._arriving.arrived()
+        buffer = await self._run.chunks.acquire()
         piece: _Piece | None = None
         try:
             if size := await self._read_until_full(buffer[: self._cuts.room(len(buffer))]):
@@ -363,12 +391,16 @@ class _Reader:
                 piece = _Piece(buffer[:size], buffer)
         finally:
             if piece is None:
-                self._run.pool.release(buffer)
+                self._run.chunks.release(buffer)
         return piece or self._pending_hole()
 
     async def _read_until_full(self, buffer: memoryview) -> int:
         size = 0
+        now, arriving = asyncio.get_running_loop().time, self._arriving
+        until = now() + _FILL_PATIENCE_S
         while size < len(buffer):
+            if arriving is not None and size and not await arriving.arrived(until - now()):
+                break
             async with progress_within(
                 self._stall_timeout_s, store=self.store, key=self.key, doing="reading"
             ):
@@ -444,29 +476,26 @@ class _Writer(_Lane):
         """
         depth = self.sink.depth
         room = asyncio.Semaphore(depth)
-        try:
-            async with asyncio.TaskGroup() as group:
-                while True:
-                    await room.acquire()
-                    chunk = await self.queue.get()
-                    if chunk is None:
-                        return
-                    try:
-                        await self._pay(chunk)
-                    except BaseException:
-                        chunk.done()
-                        raise
-                    task = group.create_task(self._write(chunk))
-                    task.add_done_callback(partial(self._let_go, chunk, room))
-                    self._at = chunk.end
-                    if self._is_mark_due():
-                        for _ in range(depth):
-                            await room.acquire()
-                        await self._mark()
-                        for _ in range(depth):
-                            room.release()
-        except BaseExceptionGroup as errors:
-            raise lone_error(errors)  # noqa: B904 - its own cause must stay; the group is its context
+        async with joint_tasks() as group:
+            while True:
+                await room.acquire()
+                chunk = await self.queue.get()
+                if chunk is None:
+                    return
+                try:
+                    await self._pay(chunk)
+                except BaseException:
+                    chunk.done()
+                    raise
+                task = group.create_task(self._write(chunk))
+                task.add_done_callback(partial(self._let_go, chunk, room))
+                self._at = chunk.end
+                if self._is_mark_due():
+                    for _ in range(depth):
+                        await room.acquire()
+                    await self._mark()
+                    for _ in range(depth):
+                        room.release()
 
     @staticmethod
     def _let_go(chunk: _Chunk, room: asyncio.Semaphore, _: asyncio.Task[None]) -> None:
@@ -513,17 +542,14 @@ class _Hasher(_Lane):
 
     async def work(self) -> None:
         room = asyncio.Semaphore(_HASH_DEPTH)
-        try:
-            async with asyncio.TaskGroup() as group:
-                ended = False
-                while not ended:
-                    await room.acquire()
-                    batch, ended = await _next_batch(self.queue)
-                    if batch:
-                        task = group.create_task(self._digest(batch))
-                        task.add_done_callback(partial(self._let_go, batch, room))
-        except BaseExceptionGroup as errors:
-            raise lone_error(errors)  # noqa: B904 - its own cause must stay; the group is its context
+        async with joint_tasks() as group:
+            ended = False
+            while not ended:
+                await room.acquire()
+                batch, ended = await _next_batch(self.queue)
+                if batch:
+                    task = group.create_task(self._digest(batch))
+                    task.add_done_callback(partial(self._let_go, batch, room))
 
     async def _digest(self, batch: list[_Chunk]) -> None:
         """A new task runs up to its first await before the next one does, so updates begin in order."""
@@ -576,6 +602,22 @@ class _PartHasher(_Lane):
             finally:
                 for chunk in batch:
                     chunk.done()
+
+
+class _Looker(_Lane):
+    """A tap: it has one chunk at a time."""
+
+    def __init__(self, tap: Tap, start: int) -> None:
+        super().__init__(start)
+        self._tap = tap
+
+    async def work(self) -> None:
+        while (chunk := await self.queue.get()) is not None:
+            try:
+                await self._tap.see(chunk.data)
+            finally:
+                chunk.done()
+        await self._tap.end()
 
 
 async def _next_batch(

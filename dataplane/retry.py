@@ -10,7 +10,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """Exponential back-off with full jitter between `first_wait_s` and `longest_wait_s`; `attempts`
-    includes the first try.
+    includes the first try. `budget_s`: nothing is tried again later than that after the first failure.
 
     Full jitter: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
     """
@@ -18,3 +18,4 @@ class RetryPolicy:
     attempts: int = 4
     first_wait_s: float = 0.2
     longest_wait_s: float = 10.0
+    budget_s: float | None = None

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
 
     from dataplane.errors import StoreError
 
@@ -50,7 +51,8 @@ class ReadOptions:
     `ObjectChangedError` when the object is not this one any more (HTTP: If-Range). `bypass_cache`: read the
     medium, not a cache of it (files: O_DIRECT or after dropping the page cache; network stores: a fresh
     connection), for read-back verification. `accept_unknown_size`: the caller knows the size or a digest
-    and will check it, so a source that cannot announce a length may be read all the same.
+    and will check it, so a source that cannot announce a length may be read all the same. `outside`: the
+    pace is that of somebody who may be as slow as he likes (a client), so nobody else waits for it.
     """
 
     offset_bytes: int = 0
@@ -58,6 +60,7 @@ class ReadOptions:
     identity: str | None = None
     bypass_cache: bool = False
     accept_unknown_size: bool = False
+    outside: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,12 +99,15 @@ class WriteOptions:
     `CheckpointLostError` on entering, with nothing changed, when that is not there any more. `proof` tells
     what the bytes before the mark are: a store that cannot be sure that they outlived a power cut (files, in
     another boot) reads them again and goes on only if they agree; what is good of them is in the error.
+
+    `outside`: as in `ReadOptions`.
     """
 
     size_bytes: int | None = None
     attempt: str | None = None
     resume: WriteMark | None = None
     proof: PartDigests | None = None
+    outside: bool = False
 
 
 class Intent(StrEnum):
@@ -147,6 +153,52 @@ class Offloaded:
     offer: OffloadOffer
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundObject:
+    """A committed object in a survey. `modified_at` has a zone; None where the store does not tell."""
+
+    key: str
+    size_bytes: int | None
+    modified_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundAttempt:
+    """What an attempt has in the store: unfinished data, or the mark on an object that it committed.
+
+    `attempt` is its name, for `Driver.clear_attempt`; None where the store does not tell whose it is. `what`
+    says in a few words what was found. `modified_at` is when it was last written to, as far as the store can
+    tell cheaply (S3: when its upload began).
+    """
+
+    key: str
+    attempt: str | None
+    what: str
+    size_bytes: int | None
+    modified_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundForeign:
+    """Something that is neither an image nor an attempt of ours; nobody here touches it."""
+
+    name: str
+
+
+Found: TypeAlias = FoundObject | FoundAttempt | FoundForeign
+
+
+class Survey(Protocol):
+    """Lists everything that lies in the store, changing nothing."""
+
+    def __call__(self) -> AsyncGenerator[Sequence[Found], None]:
+        """Pages of at most a few thousand, in no particular order. What comes or goes meanwhile may be told
+        or not. The size of a large object may be that of its list of parts; `Source.stat` knows it. Raises
+        `StoreError`: what was told until then is not all.
+        """
+        ...
+
+
 class OffloadCopy(Protocol):
     """Takes an object from another store of the same kind without its bytes passing through us."""
 
@@ -174,7 +226,8 @@ class Capabilities:
 
     `origin` is what a destination of the same kind needs to offload from this store; only drivers of that
     kind understand it (isinstance). `write_depth`: how many calls of a session's `write` may be under way at
-    once.
+    once. `survey`: how to list what lies there; None where that cannot be done. `vet`: raises
+    `SourceRefusedError` for a key that will not be read whatever lies there; None where there is none such.
     """
 
     copy_from: OffloadCopy | None = None
@@ -184,6 +237,8 @@ class Capabilities:
     writable: bool = True
     deletable: bool = True
     write_depth: int = 1
+    survey: Survey | None = None
+    vet: Callable[[str], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,5 +392,8 @@ class Driver(Source, Protocol):
         Returns whether the object under the key was made by this attempt (and, with `keep_object`, stays).
         Call it after the object is published (`keep_object=True`), and after a crash or failure (`False`)
         unless it was published.
+
+        Raises `LeftoverBusyError` when it was taken out of everybody's way, and somebody is still its user:
+        another attempt may begin, and this is to be called again.
         """
         ...

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from dataplane.pump import Tap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +16,21 @@ if TYPE_CHECKING:
     from dataplane.errors import GlissadeError
     from dataplane.store import Driver, ObjectInfo
     from dataplane.throttle import TokenBucket
+
+
+class Look(Tap, Protocol):
+    """A tap of a transfer that may go on with an earlier one, or begin anew while it runs."""
+
+    @property
+    def seen_bytes(self) -> int | None:
+        """So many bytes from the beginning it looked at, perhaps in an earlier transfer, and does not mind
+        what follows them. None: it has not seen enough, or does not know what of.
+        """
+        ...
+
+    def begin(self) -> None:
+        """The first byte comes next: what it knows of an earlier reading counts no more."""
+        ...
 
 
 class VerifyMode(StrEnum):
@@ -56,12 +73,13 @@ class Expected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """A store to write to. `attempt` as in `WriteOptions`; `limits` are the store's own."""
+    """A store to write to. `attempt` and `outside` as in `WriteOptions`; `limits` are the store's own."""
 
     store: Driver
     key: str
     attempt: str | None = None
     limits: tuple[TokenBucket, ...] = ()
+    outside: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

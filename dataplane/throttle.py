@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
+_MOST = 2.0**63
+"""What a catalogue can hold."""
 
 BURST_S = 0.25
 """A bucket that was idle lets at most this many seconds' worth of bytes pass at once."""
@@ -29,12 +31,12 @@ def parse_rate(text: str) -> int | None:
     if cleaned.lower() == "off":
         return None
     match = _RATE.fullmatch(cleaned)
-    rate = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
-    if rate < 1:
+    rate = float(match[1]) * _UNITS[match[2].upper()] if match else 0.0
+    if not 1 <= rate < _MOST:
         raise ValueError(
             f"{text!r} is no rate: write bytes per second as 800K, 10M, 1.5G, or off for no limit"
         )
-    return rate
+    return int(rate)
 
 
 def format_rate(rate_bytes_per_s: int | None) -> str:

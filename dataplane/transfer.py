@@ -22,6 +22,7 @@ from dataplane.errors import (
     CheckpointLostError,
     DigestMismatchError,
     GlissadeError,
+    LeftoverBusyError,
     ObjectChangedError,
     OffloadDeclinedError,
     SizeMismatchError,
@@ -33,7 +34,6 @@ from dataplane.measure import measure, read_options, read_through, wrong_size
 from dataplane.opened import Opened
 from dataplane.plan import STREAM, Step, plan
 from dataplane.progress import Progress
-from dataplane.pump import Tap, lone_error
 from dataplane.store import (
     Driver,
     Intent,
@@ -43,6 +43,7 @@ from dataplane.store import (
     Source,
     WriteOptions,
 )
+from dataplane.tasks import joint_tasks
 from dataplane.terms import Destination, Engine, Expected, Outcome, TransferReport, VerifyMode
 from dataplane.throttle import take_from_all
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
     from dataplane.checkpoint import Checkpointing
     from dataplane.store import ReadStream
+    from dataplane.terms import Look
     from dataplane.throttle import TokenBucket
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ async def transfer(
     verify: VerifyMode = VerifyMode.INLINE,
     all_must_succeed: bool = True,
     limits: Sequence[TokenBucket] = (),
-    taps: Sequence[Tap] = (),
+    taps: Sequence[Look] = (),
     progress: Progress | None = None,
     checkpoints: Checkpointing | None = None,
     resume: TransferCheckpoint | None = None,
@@ -94,7 +96,8 @@ async def transfer(
     `checkpoints`: save how far it is, and keep the unfinished data when it fails, if asked to. `resume`: go
     on from what an earlier attempt saved, with the same source and digests. What of it cannot be used is made
     anew, and another object in the source makes all of it useless; the digests are right in any case. What
-    an earlier attempt left and this one did not take over is the caller's to clear.
+    an earlier attempt left and this one did not take over is the caller's to clear. `taps` see all bytes that
+    are read in this pass, from the first one on, unless it begins with one that they need no more.
     """
     started = time.monotonic()
     job = _Transfer(
@@ -144,7 +147,7 @@ class _Transfer:
         verify: VerifyMode,
         all_must_succeed: bool,
         limits: Sequence[TokenBucket],
-        taps: Sequence[Tap],
+        taps: Sequence[Look],
         progress: Progress,
         checkpoints: Checkpointing | None,
         resume: TransferCheckpoint | None,
@@ -302,6 +305,9 @@ class _Transfer:
     ) -> None:
         hashes = self._digests_from(resume)
         start = self._first_missing(streamed, hashes, resume)
+        taps = self._taps if resume is None else _blind_to(self._taps, start)
+        if taps:
+            start = 0
         async with AsyncExitStack() as reading:
             stream = await self._open_source(start, resume, reading)
             self._check_size(stream.info)
@@ -316,6 +322,8 @@ class _Transfer:
                     checkpointer = await self._checkpointer(stream.info, opened, hashes, resume)
                     self.resumed_from_bytes = start
                     self._progress.begin("transfer", stream.info.size_bytes, bytes_done=start)
+                    for tap in taps:
+                        tap.begin()
                     self.found, pumped = await read_through(
                         stream,
                         source=self._source.name,
@@ -325,7 +333,7 @@ class _Transfer:
                         engine=self._engine,
                         progress=self._progress,
                         limits=self._limits,
-                        taps=self._taps,
+                        taps=taps,
                         all_must_succeed=self._all_must_succeed,
                         start=start,
                         checkpointer=checkpointer,
@@ -357,7 +365,7 @@ class _Transfer:
         resume: TransferCheckpoint | None,
     ) -> int:
         """The first byte that some consumer lacks."""
-        if resume is None or self._taps or not self._source.capabilities.ranged_read:
+        if resume is None or not self._source.capabilities.ranged_read:
             return 0
         starts = [member.size_bytes or 0 for member in hashes.members]
         for destination, _ in streamed:
@@ -412,7 +420,7 @@ class _Transfer:
             name = destination.store.name
             before = _mark_of(destination, resume) if resume is not None else None
             own = await stack.enter_async_context(AsyncExitStack())
-            options = WriteOptions(size_bytes=size, attempt=destination.attempt)
+            options = WriteOptions(size_bytes=size, attempt=destination.attempt, outside=destination.outside)
             if before is not None and resume is not None:
                 options = replace(options, resume=before.mark, proof=resume.proof)
             self.touched.add(name)
@@ -543,13 +551,16 @@ class _Transfer:
             self.kept.update(marks)
 
     async def _forget(self, resume: TransferCheckpoint | None, left: TransferCheckpoint | None) -> None:
-        """Clear what an earlier attempt left in the stores in which this one begins anew."""
+        """Clear what an earlier attempt left in the stores in which this one begins anew, or set it aside."""
         for store, before in (resume.destinations if resume is not None else {}).items():
             if left is not None and store in left.destinations:
                 continue
             driver = self._stores.get(store)
             if driver is not None:
-                await driver.clear_attempt(before.key, before.attempt, keep_object=False)
+                try:
+                    await driver.clear_attempt(before.key, before.attempt, keep_object=False)
+                except LeftoverBusyError as error:
+                    log.warning("A transfer begins anew, what was left is cleared later: %s", error)
 
     async def _commit_all(self, opened: Sequence[Opened], started: float) -> None:
         """Commit side by side: each waits for its own disk."""
@@ -580,12 +591,9 @@ class _Transfer:
                 info=info,
             )
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for one in opened:
-                    group.create_task(commit(one))
-        except BaseExceptionGroup as errors:
-            raise lone_error(errors)  # noqa: B904 - its own cause must stay; the group is its context
+        async with joint_tasks() as group:
+            for one in opened:
+                group.create_task(commit(one))
 
     async def _read_back(self, destination: Destination) -> None:
         """Read the new object past every cache and compare it; a difference undoes the destination."""
@@ -690,6 +698,16 @@ class _NotWhereItWasError(Exception):
     def __init__(self, left: TransferCheckpoint | None) -> None:
         super().__init__("the checkpoint is not where it was")
         self.left = left
+
+
+def _blind_to(taps: Sequence[Look], start: int) -> Sequence[Look]:
+    """Those that have to see again what comes before that byte, because not all consumers have it from where
+    they looked. Raises `_NotWhereItWasError` when the destinations may hold what one never looked at.
+    """
+    seen = [tap.seen_bytes for tap in taps]
+    if None in seen:
+        raise _NotWhereItWasError(None)
+    return [tap for tap, size_bytes in zip(taps, seen, strict=True) if (size_bytes or 0) > start]
 
 
 async def _keep_one(one: Opened, *, is_trusted: bool) -> DestinationMark | None:

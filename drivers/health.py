@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from dataplane.errors import (
     AccessDeniedError,
+    LeftoverBusyError,
     ReadOnlyStoreError,
     StalledError,
     StoreError,
@@ -194,7 +195,7 @@ class HealthMonitor:
         if one is None or not isinstance(error, _TELLING):
             return
         one.wake.set()
-        if isinstance(error, (TruncatedError, StoreFullError, AccessDeniedError)):
+        if isinstance(error, (TruncatedError, StoreFullError, AccessDeniedError, LeftoverBusyError)):
             return
         if not isinstance(one.store, Driver) and error.key is not None:
             return

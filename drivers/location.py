@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+)(:[0-9]{1,5})?")
 
 
@@ -88,6 +89,36 @@ def key_of_location(url: str) -> str:
 def same_place(one: str, other: str) -> bool:
     """Whether two location URLs name the same object. Raises `InvalidLocationError`."""
     return parse_location(one) == parse_location(other)
+
+
+def common_text(url: str) -> str:
+    """A text that every spelling of the location holds: the longest part of the object's name that no URL
+    encodes; the URL itself when it cannot be understood.
+    """
+    try:
+        location = parse_location(url)
+    except InvalidLocationError:
+        return url
+    return max(_PLAIN.findall(_image_name(location)), key=len, default="")
+
+
+def may_share_bytes(one: str, other: str) -> bool:
+    """Whether deleting what one location names may take what the other names: the same object, however it is
+    spelled, or a snapshot of it. One that cannot be understood is only like itself.
+    """
+    try:
+        left, right = parse_location(one), parse_location(other)
+    except InvalidLocationError:
+        return one == other
+    if left.store_type != "rbd" or right.store_type != "rbd":
+        return left == right
+    is_one_pool = left.path == right.path or not left.path or not right.path
+    return is_one_pool and _image_name(left) == _image_name(right)
+
+
+def _image_name(location: Location) -> str:
+    name = location.key.rpartition("/")[2]
+    return name.partition("@")[0] if location.store_type == "rbd" else name
 
 
 def _file(url: str, rest: str) -> Location:

@@ -22,6 +22,9 @@ from dataplane.store import (
     Capabilities,
     Driver,
     Filled,
+    Found,
+    FoundAttempt,
+    FoundObject,
     Intent,
     ObjectInfo,
     Offloaded,
@@ -34,7 +37,7 @@ from dataplane.store import (
 from drivers.refusals import check_may_delete, check_not_read_only, check_plain_key, not_the_one_to_delete
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from dataplane.store import OffloadOptions, Source
     from drivers.options import StoreOptions
@@ -83,6 +86,7 @@ class MemoryDriver:
             origin=MemoryOrigin(self),
             writable=writable,
             deletable=writable and options.allow_delete,
+            survey=self._survey,
         )
 
     @property
@@ -148,6 +152,20 @@ class MemoryDriver:
 
     async def aclose(self) -> None:
         pass
+
+    async def _survey(self) -> AsyncGenerator[Sequence[Found], None]:
+        """`Survey`."""
+        yield [
+            FoundObject(key=key, size_bytes=len(found.data), modified_at=None)
+            for key, found in self._objects.items()
+        ]
+        yield [
+            FoundAttempt(key=one.key, attempt=one.name, what=what, size_bytes=size, modified_at=None)
+            for what, size, one in (
+                *(("unfinished data", len(data), one) for one, data in self._unfinished.items()),
+                *(("a mark", None, one) for one in self._marks),
+            )
+        ]
 
     def peek(self, key: str) -> _Object | None:
         return self._objects.get(key)

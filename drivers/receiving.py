@@ -74,7 +74,7 @@ class Receiver(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
         return self._filled
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the more the better
+    def get_buffer(self, _sizehint: int) -> memoryview:
         return self._room[self._filled :] if self._filled < len(self._room) else self._spare
 
     def buffer_updated(self, nbytes: int) -> None:

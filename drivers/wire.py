@@ -109,13 +109,13 @@ class Body(aiohttp.Payload):
         if self._transport is not None:
             self._transport.abort()
 
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002 - no text
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002 - `Payload`'s signature, aiohttp
         raise TypeError("an image is no text")
 
     async def write_with_length(
         self,
         writer: AbstractStreamWriter,
-        content_length: int | None,  # noqa: ARG002 - it is our own size
+        content_length: int | None,  # noqa: ARG002 - `Payload`'s signature, aiohttp
     ) -> None:
         await self.write(writer)
 

@@ -8,17 +8,22 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from tests.services import loopfs
+from tests.fakes.steady_time import SteadyLoop
+from tests.services import loopfs, tls
 from tests.services.park import UNAVAILABLE, Park
 
-pytest.register_assert_rewrite("tests.integration.interop_suite", "tests.integration.glance_store")
+pytest.register_assert_rewrite(
+    "tests.integration.interop_suite", "tests.integration.glance_store", "tests.integration.tls_suite"
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
 
     from control.catalog.database import DatabaseAddress
+    from dataplane.terms import Engine
     from tests.services.ceph import Ceph
     from tests.services.endpoints import SwiftEndpoint
     from tests.services.keystone import Keystone
@@ -27,6 +32,20 @@ if TYPE_CHECKING:
 
 STARTING_TIMEOUT_S = 400
 """For a test that may have to wait for servers to start, on a busy machine."""
+
+# An example may take as long as the machine stands still.
+settings.register_profile(
+    "patient",
+    settings.get_profile(settings.get_current_profile_name()),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("patient")
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """No time-out of a test ends because the machine stood still."""
+    return {"steady": SteadyLoop}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -130,6 +149,25 @@ async def _give_tables(address: DatabaseAddress) -> None:
 def shared_catalog(postgres: Postgres, catalog_template: str) -> DatabaseAddress:
     """A new catalogue on PostgreSQL."""
     return postgres.address(postgres.new_database(catalog_template))
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the certificates of two authorities, for servers that speak TLS."""
+    if (why := tls.unavailable()) is not None:
+        pytest.skip(why)
+    where = tmp_path_factory.mktemp("tls")
+    tls.make_authority(where)
+    return where
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    """What transfers run with: sixteen chunks of 1 MiB, all of which must come back."""
+    from tests.engines import new_engine
+
+    with new_engine() as engine:
+        yield engine
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.service("postgres"))])

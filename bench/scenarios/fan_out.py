@@ -31,10 +31,7 @@ def case(count: int) -> str:
 
 @contextmanager
 def prepare(place: Workplace) -> Iterator[Plan]:
-    """A random source of at most 1 GiB and three empty destinations on the file system under test.
-
-    Three stores then fill 3 GiB, which `bench.warmth` can have ready without working beside the run.
-    """
+    """A random source of at most 1 GiB and three empty destinations on the file system under test."""
     size_bytes = min(place.size_bytes, GIB)
     need_room(place.directory, 4 * size_bytes)
     with fresh_directory(place.directory / "fan-out") as base:

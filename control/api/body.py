@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
@@ -17,7 +18,7 @@ from control.api.errors import (
     InvalidRequestError,
     MalformedJsonError,
 )
-from control.jobs.model import JobKind
+from control.jobs.model import BY_IMAGES_API, JobKind
 from control.jobs.requests import check_uuid
 
 if TYPE_CHECKING:
@@ -29,25 +30,46 @@ T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 MAX_DEPTH = 32
+_ASKED = [kind for kind in JobKind if kind not in BY_IMAGES_API]
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BODY_TIMEOUT_S = 15.0
 
 
 async def read_json(request: web.Request) -> Any:
-    """The body as a JSON object. Raises `MalformedJsonError`, `BodyTooLargeError`, `BodyTimeoutError`."""
+    """The body as a JSON object. Raises as `read_body` and `parse_json`."""
+    return parse_json(await read_body(request))
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The body, if it is small and comes soon. Raises `BodyTooLargeError`, `BodyTimeoutError`, and
+    `InvalidRequestError` for one that is compressed or in chunks that are none.
+    """
+    coding = request.headers.get("Content-Encoding", "").strip()
+    if coding.lower() not in ("", "identity"):
+        raise InvalidRequestError(f"The body must not be compressed (Content-Encoding: {coding[:64]}).")
     if (request.content_length or 0) > request.client_max_size:
         raise _too_large(request)
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
-            raw = await request.read()
+            return await request.read()
     except TimeoutError:
         raise BodyTimeoutError(f"The body did not arrive within {_BODY_TIMEOUT_S:g} s.") from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(request) from None
-    return parse_json(raw)
+    except web.RequestPayloadError as error:
+        raise InvalidRequestError("The body broke off, or its chunks are none.") from error
 
 
 def parse_json(raw: bytes) -> Any:
-    """A JSON object, strictly: no duplicate keys, no NaN, no lone surrogates, at most 32 levels. Raises
+    """A JSON object, as `parse_value`. Raises `MalformedJsonError`, `InvalidRequestError`."""
+    value = parse_value(raw)
+    if not isinstance(value, dict):
+        raise InvalidRequestError("The body must be a JSON object.")
+    return value
+
+
+def parse_value(raw: bytes) -> Any:
+    """A JSON value, strictly: no duplicate keys, no NaN, no lone surrogates, at most 32 levels. Raises
     `MalformedJsonError`.
     """
     try:
@@ -57,8 +79,6 @@ def parse_json(raw: bytes) -> Any:
         raise MalformedJsonError(f"The body nests deeper than {MAX_DEPTH} levels.") from None
     except ValueError as error:
         raise MalformedJsonError(f"The body is not valid JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise InvalidRequestError("The body must be a JSON object.")
     return value
 
 
@@ -89,6 +109,17 @@ def read_query(request: web.Request, model: type[M]) -> M:
     return validated(dict(request.query), adapter.validate_strings)
 
 
+def idempotency_key(request: web.Request) -> str | None:
+    """The header `Idempotency-Key`, if there is one. Raises `InvalidRequestError`."""
+    given = request.headers.getall("Idempotency-Key", [])
+    if not given:
+        return None
+    if len(given) > 1 or _KEY.fullmatch(given[0]) is None:
+        message = "must be there once, with 1 to 255 printable characters and no spaces"
+        raise InvalidRequestError(f"Idempotency-Key: {message}.", [FieldError("Idempotency-Key", message)])
+    return given[0]
+
+
 def id_in_path(request: web.Request) -> str:
     """The `{id}` of the path, which must be a UUID. Raises `InvalidIdError`."""
     text = request.match_info["id"]
@@ -103,11 +134,11 @@ def _too_large(request: web.Request) -> BodyTooLargeError:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:64]!r} is there twice")
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise ValueError(f"the key {name[:64]!r} is there twice")
+        made[name] = value
     return made
 
 
@@ -137,7 +168,9 @@ def _field_error(problem: ErrorDetails, kind: object) -> FieldError:
     kind.
     """
     if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        return FieldError("kind", f"must be one of {', '.join(JobKind)}")
+        return FieldError("kind", f"must be one of {', '.join(_ASKED)}")
     location = problem["loc"]
-    parts = location[1:] if location and kind is not None and location[0] == kind else location
+    parts = list(location[1:] if location and kind is not None and location[0] == kind else location)
+    if len(parts) > 3 and parts[2] == "job" and parts[3] in _ASKED:
+        del parts[3]  # In a batch: jobs.0.job.copy.image_id
     return FieldError(".".join(str(part) for part in parts), problem["msg"].removeprefix("Value error, "))

@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from control.api.auth.caller import Caller
+from control.config.settings import ImageSettings
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pydantic import BaseModel
 
+    from control.api.auth.authenticating import Authentication
+    from control.api.auth.policy import Policy
     from control.api.metrics import Metrics
-    from control.api.peers import PeerPolicy
+    from control.jobs.gc import Collector
     from control.jobs.service import JobService
     from control.jobs.services import Services
+    from control.jobs.uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,16 +33,25 @@ class ApiContext:
 
     services: Services
     jobs: JobService
+    uploads: Uploads
+    collector: Collector
     metrics: Metrics
-    peers: PeerPolicy
+    auth: Authentication
     version: str
     not_ready: Callable[[], list[str]]
+    images: ImageSettings = field(default_factory=ImageSettings)
+    store_configs: Mapping[str, object] = field(default_factory=dict)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def policy(self) -> Policy:
+        """Who may do what."""
+        return self.auth.policy
 
 
 CONTEXT = web.AppKey("context", ApiContext)
 REQUEST_ID = web.RequestKey("request_id", str)
-PRINCIPAL = web.RequestKey("principal", str)
+CALLER = web.RequestKey("caller", Caller)
 
 
 def json_answer(

@@ -1,5 +1,5 @@
-"""The unix socket: made so that nobody gets in before its mode is right, and never taken from a daemon that
-lives.
+"""Where the daemon listens. The unix socket is made so that nobody gets in before its mode is right, and is
+never taken from a daemon that lives.
 """
 
 from __future__ import annotations
@@ -10,8 +10,14 @@ import os
 import socket
 import stat
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from control.api.errors import SocketInUseError
+from control.api.errors import SocketInUseError, StartRefusedError
+from control.config.listening import listening_problems
+from control.config.units import parse_tcp_address
+
+if TYPE_CHECKING:
+    from control.config import ApiSettings
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +62,40 @@ class ListeningSocket:
         with suppress(FileNotFoundError):
             if _identity(self.path) == self._identity:
                 os.unlink(self.path)
+
+
+class TcpSocket:
+    """A bound and listening socket of an address and a port."""
+
+    def __init__(self, text: str) -> None:
+        """Raises `SocketInUseError` when it cannot be had."""
+        address = parse_tcp_address(text)
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        self.socket = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            # Connections of an earlier daemon that are still closing are no reason to wait.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            self.socket.bind((address.host, address.port))
+            self.socket.listen(_BACKLOG)
+        except OSError as error:
+            self.socket.close()
+            raise SocketInUseError(
+                f"{text} cannot be listened on: {error.strerror}.", hint="Check api.listen."
+            ) from error
+
+    def close(self) -> None:
+        """Idempotent."""
+        self.socket.close()
+
+
+def refuse_open_doors(api: ApiSettings) -> None:
+    """Raises `StartRefusedError` when anybody could come in by TCP, or listen in."""
+    for problem in listening_problems(api):
+        if not problem.is_warning:
+            key = ".".join(("api", *problem.key))
+            raise StartRefusedError(f"{key} {problem.message}.", hint=problem.hint)
 
 
 def _refuse_living(path: str) -> None:

@@ -31,6 +31,9 @@ class Metrics:
         GCCollector(registry=self.registry)
         Info("glissade", "The daemon.", registry=self.registry).info({"version": version})
         self._jobs = Gauge("glissade_jobs", "Jobs by state.", ["state"], registry=self.registry)
+        self._stalled = Gauge(
+            "glissade_jobs_stalled", "Jobs of this node in which no byte moves.", registry=self.registry
+        )
         self._bytes = Counter(
             "glissade_store_bytes", "Bytes moved.", ["store", "direction"], registry=self.registry
         )
@@ -101,6 +104,7 @@ class Metrics:
         """The text for Prometheus and its content type, with the gauges as they are now."""
         for state, count in counts.items():
             self._jobs.labels(state.value).set(count)
+        self._stalled.set(services.board.stalled)
         for store in services.stores:
             health = services.health.status(store.id)
             value = {HealthState.UP: 1.0, HealthState.READ_ONLY: 0.5}.get(health.state, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime  # noqa: TC003 (pydantic reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -9,6 +10,8 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from control.jobs.gc import Done, FindingKind
+from control.jobs.ledger import FORGOTTEN_AFTER_S
 from control.jobs.model import Job, JobKind, JobState
 from control.jobs.planning import NO_METHOD
 from control.jobs.report import describe_error
@@ -20,7 +23,10 @@ from drivers.health import Use
 from drivers.location import shown_location
 
 if TYPE_CHECKING:
-    from control.catalog.images import Image
+    from collections.abc import Iterable
+
+    from control.catalog.images import Image, Location
+    from control.jobs.gc import GcReport
     from control.jobs.limits import Limits
     from control.jobs.planning import JobPlan
     from control.jobs.services import Services
@@ -55,12 +61,14 @@ class JobsQuery(PageQuery):
     state: JobState | None = None
     kind: JobKind | None = None
     image_id: ImageId | None = None
+    batch_id: ImageId | None = None
 
 
 class ImagesQuery(PageQuery):
     """Which images to list."""
 
     status: Annotated[str, Field(pattern=r"^[a-z_]{1,30}$")] | None = None
+    missing: Literal["digests"] | None = None
 
 
 class DataQuery(StrictModel):
@@ -73,6 +81,50 @@ class JobPatch(StrictModel):
     """What can be changed about a job that has not ended."""
 
     rate_limit: Rate
+
+
+class GcRequest(StrictModel):
+    """What to look for and what to remove. `stores` empty: all."""
+
+    stores: list[StoreId] = Field(default_factory=list, max_length=1000)
+    dry_run: bool = True
+    min_age_s: Annotated[float, Field(ge=0, le=10**9)] = FORGOTTEN_AFTER_S
+    foreign_attempts: bool = False
+
+
+class FindingAnswer(Answer):
+    """One thing that gc found; see `control.jobs.gc`."""
+
+    kind: FindingKind
+    store: str
+    done: Done
+    reason: str
+    key: str | None
+    attempt: str | None
+    job_id: str | None
+    size_bytes: int | None
+    since: str | None
+
+
+class GcStoreAnswer(Answer):
+    """How much gc saw in one store."""
+
+    store: str
+    objects: int
+    attempts: int
+    foreign: int
+    listed: bool
+
+
+class GcAnswer(Answer):
+    """What gc found. `left_out` findings are only counted."""
+
+    dry_run: bool
+    ok: bool
+    findings: list[FindingAnswer]
+    counts: dict[FindingKind, int]
+    left_out: int
+    stores: list[GcStoreAnswer]
 
 
 class LimitsPatch(StrictModel):
@@ -89,13 +141,32 @@ class LimitsPatch(StrictModel):
 
 
 class ProgressAnswer(Answer):
-    """How far a running job is."""
+    """How far a running job is; at another node than the one that works on it, how far it was when that one
+    renewed its lease. `stalled_s`: for how long no byte has moved, when that is too long; else null.
+    """
 
     phase: str
     size_bytes: int | None
     bytes_done: int
     rate_bytes_per_s: float
     eta_s: float | None
+    stalled_s: float | None = None
+
+
+class LeaseAnswer(Answer):
+    """Who works on a running job, and how long ago it said so."""
+
+    owner: str
+    age_s: float
+    ends_in_s: float
+
+
+class MembershipAnswer(Answer):
+    """A job's place in its batch: its name there, and the names of those it comes after."""
+
+    id: str
+    name: str
+    after: list[str]
 
 
 class WaitAnswer(Answer):
@@ -107,7 +178,9 @@ class WaitAnswer(Answer):
 
 
 class JobAnswer(Answer):
-    """A job. `attempt` counts from 1 when it has been started."""
+    """A job. `attempt` counts from 1 when it has been started, `failures` those that failed; `stalled`: it
+    runs, and no byte moves.
+    """
 
     id: str
     kind: JobKind
@@ -115,6 +188,13 @@ class JobAnswer(Answer):
     phase: str
     image_id: str
     attempt: int
+    failures: int
+    next_attempt_at: str | None
+    priority: int
+    principal: str | None
+    batch: MembershipAnswer | None
+    lease: LeaseAnswer | None
+    stalled: bool
     request: dict[str, Any]
     rate_limit: str
     created_at: str | None
@@ -125,6 +205,13 @@ class JobAnswer(Answer):
     progress: ProgressAnswer | None
     error: dict[str, Any] | None
     report: dict[str, Any] | None
+
+
+class BatchAnswer(Answer):
+    """A batch: its jobs in the order of submission."""
+
+    id: str
+    jobs: list[JobAnswer]
 
 
 class JobsAnswer(Answer):
@@ -238,11 +325,16 @@ class LimitsAnswer(Answer):
 
 
 class LocationAnswer(Answer):
-    """One place of an image."""
+    """One place of an image. `status`: `active`, or `quarantined` when its bytes were found not to be the
+    image; then `reason` says how they differ, `since` when and `job_id` by which job it was found.
+    """
 
     store: str
     url: str
     status: str
+    reason: str | None = None
+    since: str | None = None
+    job_id: str | None = None
 
 
 class ImageAnswer(Answer):
@@ -271,6 +363,13 @@ class ImagesAnswer(Answer):
     next: str | None
 
 
+class AliveAnswer(Answer):
+    """The event loop runs."""
+
+    alive: bool
+    version: str
+
+
 class ReadyAnswer(Answer):
     """Whether the daemon takes work; the reasons when it does not."""
 
@@ -281,17 +380,7 @@ class ReadyAnswer(Answer):
 
 def job_answer(job: Job, services: Services) -> JobAnswer:
     """The job as the API shows it, with its live part, if it runs here."""
-    progress = None
-    running = services.board.running.get(job.id)
-    if running is not None and job.state is JobState.RUNNING:
-        live = running.progress
-        progress = ProgressAnswer(
-            phase=live.phase or job.phase,
-            size_bytes=live.size_bytes,
-            bytes_done=live.bytes_done,
-            rate_bytes_per_s=live.rate_bytes_per_s(),
-            eta_s=live.eta_s(),
-        )
+    progress = _progress(job, services)
     return JobAnswer(
         id=job.id,
         kind=job.kind,
@@ -299,7 +388,14 @@ def job_answer(job: Job, services: Services) -> JobAnswer:
         phase=job.phase,
         image_id=job.image_id,
         attempt=job.epoch,
-        request=_shown_request(job),
+        failures=job.failures,
+        next_attempt_at=utc_text(job.next_attempt_at),
+        priority=job.priority,
+        principal=job.principal,
+        batch=_membership(job),
+        lease=_lease(job),
+        stalled=progress is not None and progress.stalled_s is not None,
+        request=shown_request(job),
         rate_limit=format_rate(job.rate_limit),
         created_at=utc_text(job.created_at),
         started_at=utc_text(job.started_at),
@@ -312,6 +408,34 @@ def job_answer(job: Job, services: Services) -> JobAnswer:
     )
 
 
+def _progress(job: Job, services: Services) -> ProgressAnswer | None:
+    if job.state is not JobState.RUNNING:
+        return None
+    running = services.board.running.get(job.id)
+    if running is not None:
+        return ProgressAnswer(**running.facts(job.phase))
+    return None if job.progress is None else ProgressAnswer(**job.progress)
+
+
+def _lease(job: Job) -> LeaseAnswer | None:
+    age_s = job.lease_age_s
+    if age_s is None or job.owner is None or job.lease_until is None:
+        return None
+    ends_in_s = (job.lease_until - job.read_at).total_seconds()
+    return LeaseAnswer(owner=job.owner, age_s=round(age_s, 3), ends_in_s=round(ends_in_s, 3))
+
+
+def _membership(job: Job) -> MembershipAnswer | None:
+    if job.batch_id is None:
+        return None
+    return MembershipAnswer(id=job.batch_id, name=job.batch_name or "", after=list(job.batch_after or ()))
+
+
+def batch_answer(batch_id: str, jobs: Iterable[Job], services: Services) -> BatchAnswer:
+    """These jobs as a batch."""
+    return BatchAnswer(id=batch_id, jobs=[job_answer(job, services) for job in jobs])
+
+
 def _waiting_for(job: Job, services: Services) -> WaitAnswer | None:
     store = job.waiting_for
     if store is None or job.state is not JobState.QUEUED:
@@ -322,9 +446,13 @@ def _waiting_for(job: Job, services: Services) -> WaitAnswer | None:
     return WaitAnswer(store=store, reason=obstacle.message, hint=obstacle.hint)
 
 
-def _shown_request(job: Job) -> dict[str, Any]:
-    """The request as it was sent, except for the query of a URL: a presigned one is a secret."""
+def shown_request(job: Job) -> dict[str, Any]:
+    """The request as it was sent, except for the query of a URL (a presigned one is a secret) and tokens."""
     request = dict(job.request)
+    if job.kind is JobKind.REGISTER:
+        request["url"] = shown_location(str(request["url"]))
+    if isinstance(remote := request.get("remote"), dict):
+        request["remote"] = {name: value for name, value in remote.items() if name != "sealed_token"}
     source = request.get("source")
     if isinstance(source, dict) and source.get("url"):
         try:
@@ -433,6 +561,18 @@ def limits_answer(limits: Limits) -> LimitsAnswer:
     )
 
 
+def gc_answer(report: GcReport, *, dry_run: bool) -> GcAnswer:
+    """What gc found, as the API shows it."""
+    return GcAnswer(
+        dry_run=dry_run,
+        ok=report.is_well,
+        findings=[FindingAnswer(**{**asdict(one), "since": utc_text(one.since)}) for one in report.findings],
+        counts=report.counts,
+        left_out=sum(report.counts.values()) - len(report.findings),
+        stores=[GcStoreAnswer(**asdict(one)) for one in report.stores],
+    )
+
+
 def image_answer(image: Image) -> ImageAnswer:
     """The image as the API shows it."""
     return ImageAnswer(
@@ -449,8 +589,19 @@ def image_answer(image: Image) -> ImageAnswer:
         created_at=utc_text(image.created_at),
         updated_at=utc_text(image.updated_at),
         stores=list(dict.fromkeys(place.store for place in image.locations)),
-        locations=[
-            LocationAnswer(store=place.store, url=shown_location(place.url), status=place.status)
-            for place in image.locations
-        ],
+        locations=[_location_answer(place) for place in image.locations],
+    )
+
+
+def _location_answer(place: Location) -> LocationAnswer:
+    quarantine = place.quarantine
+    if quarantine is None:
+        return LocationAnswer(store=place.store, url=shown_location(place.url), status=place.status)
+    return LocationAnswer(
+        store=place.store,
+        url=shown_location(place.url),
+        status="quarantined",
+        reason=quarantine.reason,
+        since=utc_text(quarantine.since),
+        job_id=quarantine.job_id,
     )

@@ -5,37 +5,40 @@ Nodes need not agree about the time then. In SQLite it is the clock of the host,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
-from sqlalchemy import DateTime, Float, bindparam
+from sqlalchemy import ColumnElement, DateTime, Float, bindparam
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-if TYPE_CHECKING:
-    from datetime import datetime  # noqa: F401 (for the type below)
 
-
-class database_time(FunctionElement["datetime"]):  # noqa: N801 - reads as the SQL function that it is
-    """The database's time when the statement runs, and so many seconds more; UTC without a zone."""
+class _DatabaseTime(FunctionElement[datetime]):
+    """What `database_time` gives."""
 
     type = DateTime()
     name = "database_time"
     inherit_cache = True
 
-    def __init__(self, plus_s: float = 0.0) -> None:
+    def __init__(self, plus_s: float) -> None:
         super().__init__(bindparam(None, plus_s, type_=Float()))
 
 
-@compiles(database_time, "postgresql")
-def _for_postgresql(element: database_time, compiler: Any, **options: Any) -> str:
+def database_time(plus_s: float = 0.0) -> ColumnElement[datetime]:
+    """The database's time when the statement runs, and so many seconds more; UTC without a zone."""
+    return _DatabaseTime(plus_s)
+
+
+@compiles(_DatabaseTime, "postgresql")
+def _for_postgresql(element: _DatabaseTime, compiler: Any, **options: Any) -> str:
     (plus,) = element.clauses
     seconds = compiler.process(plus, **options)
     # now() would be the time at which the transaction began.
     return f"(timezone('utc', clock_timestamp()) + make_interval(secs => {seconds}))"
 
 
-@compiles(database_time, "sqlite")
-def _for_sqlite(element: database_time, compiler: Any, **options: Any) -> str:
+@compiles(_DatabaseTime, "sqlite")
+def _for_sqlite(element: _DatabaseTime, compiler: Any, **options: Any) -> str:
     (plus,) = element.clauses
     seconds = compiler.process(plus, **options)
     # Times are compared as text, so they all need six digits after the point.

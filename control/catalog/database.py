@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 PATIENCE_S = 5.0
 """How long a transaction is tried again while a shared database does not answer."""
+STATEMENTS = 200
+"""So many statements are kept compiled, or half as many more. Fewer are in use."""
 CHANNEL = "glissade"
 """What is announced goes through this channel of PostgreSQL."""
 
@@ -79,6 +81,22 @@ class Database(ABC):
         """
         return await self._run(work, reading=True, patience_s=patience_s)
 
+    async def read_at_once(
+        self, work: Callable[[AsyncConnection], Coroutine[Any, Any, T]], *, patience_s: float = PATIENCE_S
+    ) -> T:
+        """As `read`, and cheaper where the database is a file: all of `work` is done in one thread, beside
+        whoever writes. So it awaits nothing but the transaction, and touches nothing that others use. Sees
+        all that was committed before the call.
+        """
+        return await self.read(work, patience_s=patience_s)
+
+    @property
+    def mark(self) -> int | None:
+        """The same number as long as nothing is changed. None while something may be, by a transaction that
+        is under way, and where others write too.
+        """
+        return None
+
     async def schema(self) -> SchemaState:
         """Which tables the database has, compared with those of this version. Changes nothing."""
         return await self.read(lambda tx: tx.run_sync(partial(schema_state, compare=True)))
@@ -94,11 +112,11 @@ class Database(ABC):
     async def upgrade(self) -> SchemaState:
         """Give the database this version's tables; returns what it had before. Raises as `prepare`."""
 
-    async def listen(self, heard: Callable[[str], None]) -> None:  # noqa: ARG002 (nobody else to hear)
+    @abstractmethod
+    async def listen(self, heard: Callable[[str], None]) -> None:
         """Call `heard` with whatever is announced by any node, until cancelled; with an empty text when
         something may have been missed. Returns at once where there is nobody else to hear.
         """
-        return
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -83,3 +83,45 @@ class LastLocationError(ImageError):
     """This is the image's last place: removing it would lose the image."""
 
     code = "last_location"
+
+
+class ImageProtectedError(ImageError):
+    """The image is protected from being deleted."""
+
+    code = "image_protected"
+
+
+class MemberExistsError(ImageError):
+    """The image is shared with that project already."""
+
+    code = "member_exists"
+
+
+class MemberNotFoundError(ImageError):
+    """The image is not shared with that project."""
+
+    code = "member_not_found"
+
+
+class NoSuchPropertyError(ImageError):
+    """The image has no property of that name."""
+
+    code = "no_such_property"
+
+
+class NoSuchTagError(ImageError):
+    """The image has no such tag."""
+
+    code = "no_such_tag"
+
+
+class PropertyExistsError(ImageError):
+    """The image has a property of that name already."""
+
+    code = "property_exists"
+
+
+class ImageQuotaError(ImageError):
+    """The image has as many properties, tags or members as it may have, or too long ones."""
+
+    code = "image_quota"

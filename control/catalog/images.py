@@ -7,12 +7,14 @@ is undone. Nothing loads a row, changes it and saves it.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, exists, insert, select, update
+from sqlalchemy import delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from control.catalog import metadata
 from control.catalog.errors import (
     ImageExistsError,
     ImageNotFoundError,
@@ -20,13 +22,14 @@ from control.catalog.errors import (
     LastLocationError,
     LocationNotFoundError,
 )
-from control.catalog.tables import image_locations, images, utc_now
+from control.catalog.tables import image_locations, images, jobs, quarantines, utc_now
+from drivers.location import common_text, may_share_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy import RowMapping
+    from sqlalchemy import ColumnElement, RowMapping, Select
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 READABLE = ("active", "deactivated")
@@ -34,14 +37,26 @@ READABLE = ("active", "deactivated")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine:
+    """The bytes of a place were found not to be the image: by which job, since when, and how they differ."""
+
+    reason: str
+    job_id: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Location:
-    """One place of an image. `row_id` changes whenever the place changes."""
+    """One place of an image. `row_id` changes whenever the place changes. `quarantine`: nothing is read from
+    there while the image has a place without, and nothing there is deleted by itself.
+    """
 
     row_id: int
     store: str
     url: str
     status: str
     meta_data: Mapping[str, Any]
+    quarantine: Quarantine | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +77,11 @@ class Image:
     created_at: datetime
     updated_at: datetime | None
     locations: tuple[Location, ...] = ()
+    owner: str | None = None
+    visibility: str = "shared"
+    os_hidden: bool = False
+    min_disk: int = 0
+    min_ram: int = 0
 
     def in_store(self, store: str) -> Location | None:
         """The image's place in that store, if it is there."""
@@ -103,6 +123,7 @@ class Content:
     checksum: str | None
     os_hash_algo: str | None
     os_hash_value: str | None
+    virtual_size_bytes: int | None = None
 
 
 class Images:
@@ -128,19 +149,54 @@ class Images:
         places = await self._locations(tx, [image_id])
         return _image(row, places.get(image_id, ()))
 
+    async def hold(self, tx: AsyncConnection, image_ids: Collection[str]) -> None:
+        """Lock those of these images that there are, as `get` does with one. Whoever will lock several in one
+        transaction calls this first: they are taken in one order, so nobody waits in a circle.
+        """
+        held = select(images.c.id).where(images.c.id.in_(image_ids)).order_by(images.c.id)
+        await tx.execute(held.with_for_update())
+
+    async def select(self, tx: AsyncConnection, query: Select[Any]) -> list[Image]:
+        """The images of a query for rows of `images`, in its order."""
+        rows = (await tx.execute(query)).mappings().all()
+        places = await self._locations(tx, [row["id"] for row in rows]) if rows else {}
+        return [_image(row, places.get(row["id"], ())) for row in rows]
+
     async def stores_of(self, tx: AsyncConnection, image_id: str) -> set[str]:
-        """The stores that the catalogue points to for this image, whatever the state of the image itself."""
-        return {place.store for place in (await self._locations(tx, [image_id])).get(image_id, ())}
+        """The stores that the catalogue points to for this image, whatever the state of the image itself;
+        also where its bytes wait to be imported.
+        """
+        rows = await tx.execute(
+            select(image_locations).where(
+                image_locations.c.image_id == image_id,
+                image_locations.c.deleted.is_(False),
+                image_locations.c.status.in_(("active", "staged")),
+            )
+        )
+        return {_location(row).store for row in rows.mappings()}
 
     async def page(
-        self, tx: AsyncConnection, *, limit: int, marker: str | None = None, status: str | None = None
+        self,
+        tx: AsyncConnection,
+        *,
+        limit: int,
+        marker: str | None = None,
+        status: str | None = None,
+        lacks_digests: bool = False,
     ) -> list[Image]:
-        """Images, newest first, at most `limit`, after the one called `marker`. Raises `ImageNotFoundError`
-        for an unknown marker.
+        """Images, newest first, at most `limit`, after the one called `marker`. `lacks_digests`: only those
+        that can be read, have no checksum or no strong digest, and no job that computes it. Raises
+        `ImageNotFoundError` for an unknown marker.
         """
         query = select(images).where(images.c.deleted.is_(False))
         if status is not None:
             query = query.where(images.c.status == status)
+        if lacks_digests:
+            is_coming = exists().where(
+                jobs.c.image_id == images.c.id, jobs.c.kind == "hash", jobs.c.state.in_(("queued", "running"))
+            )
+            lacks = images.c.checksum.is_(None) | images.c.os_hash_value.is_(None)
+            query = query.where(images.c.status.in_(READABLE), lacks, ~is_coming)
         if marker is not None:
             at = (
                 await tx.execute(select(images.c.created_at).where(images.c.id == marker))
@@ -159,7 +215,7 @@ class Images:
         self, tx: AsyncConnection, image_id: str, *, name: str | None, disk_format: str, container_format: str
     ) -> None:
         """Record an image that has no bytes yet. An id that was used before is refused, unless the import
-        it was used for never published anything. Raises `ImageExistsError`.
+        it was used for never published anything, and has ended. Raises `ImageExistsError`.
         """
         now = utc_now()
         values = {
@@ -173,6 +229,7 @@ class Images:
             "deleted_at": None,
         }
         had_places = exists().where(image_locations.c.image_id == image_id)
+        is_worked_on = exists().where(jobs.c.image_id == image_id, jobs.c.state.in_(("queued", "running")))
         revived = await tx.execute(
             update(images)
             .where(
@@ -181,6 +238,7 @@ class Images:
                 images.c.status == "deleted",
                 images.c.size.is_(None),
                 ~had_places,
+                ~is_worked_on,
             )
             .values(**values)
         )
@@ -204,17 +262,18 @@ class Images:
     async def activate(
         self, tx: AsyncConnection, image_id: str, content: Content, places: Sequence[NewLocation]
     ) -> None:
-        """Publish an import: what the bytes are, and where. Raises `ImageStateError` unless the image is
-        being imported.
+        """Publish an import or an upload: what the bytes are, and where. Raises `ImageStateError` unless the
+        image is being imported or uploaded.
         """
         values = {
             "status": "active",
             "size": content.size_bytes,
+            "virtual_size": content.virtual_size_bytes,
             "checksum": content.checksum,
             "os_hash_algo": content.os_hash_algo,
             "os_hash_value": content.os_hash_value,
         }
-        await self._update(tx, image_id, ("importing",), values)
+        await self._update(tx, image_id, ("importing", "saving"), values)
         for place in places:
             await self._insert_location(tx, image_id, place)
 
@@ -249,6 +308,26 @@ class Images:
         )
         if gone.rowcount != 1:
             raise LocationNotFoundError(f"The image {image_id} left its old place while it was being moved.")
+        await self.release(tx, old)
+
+    async def quarantine(
+        self, tx: AsyncConnection, image_id: str, row_id: int, *, job_id: str, reason: str
+    ) -> None:
+        """Note that the bytes in this place are not the image. Nothing else changes: the place stays one."""
+        since = (
+            await tx.execute(select(quarantines.c.since).where(quarantines.c.location_id == row_id))
+        ).scalar_one_or_none()
+        await self.release(tx, row_id)
+        await tx.execute(
+            insert(quarantines).values(
+                location_id=row_id, image_id=image_id, job_id=job_id, reason=reason, since=since or utc_now()
+            )
+        )
+
+    async def release(self, tx: AsyncConnection, row_id: int) -> bool:
+        """Note that the bytes in this place are right, or gone; whether it was in quarantine."""
+        done = await tx.execute(delete(quarantines).where(quarantines.c.location_id == row_id))
+        return done.rowcount > 0
 
     async def fill_missing_content(
         self, tx: AsyncConnection, image_id: str, content: Content
@@ -273,7 +352,7 @@ class Images:
         deleted already.
         """
         now = utc_now()
-        await tx.execute(
+        gone = await tx.execute(
             update(images)
             .where(
                 images.c.id == image_id,
@@ -282,6 +361,44 @@ class Images:
             )
             .values(status="deleted", deleted=True, deleted_at=now, updated_at=now)
         )
+        if gone.rowcount:
+            await metadata.drop_all(tx, image_id)
+
+    async def back_to_queued(self, tx: AsyncConnection, image_id: str) -> None:
+        """Whatever was to bring its bytes came to nothing: the image waits for them again. Nothing happens
+        when it was published or deleted already.
+        """
+        await tx.execute(
+            update(images)
+            .where(
+                images.c.id == image_id,
+                images.c.deleted.is_(False),
+                images.c.status.in_(("saving", "uploading", "importing")),
+            )
+            .values(status="queued", size=None, os_hash_algo=None, os_hash_value=None, updated_at=utc_now())
+        )
+
+    async def forget_wanted_hash(self, tx: AsyncConnection, image_id: str) -> None:
+        """No digest will come: take back the algorithm that said one would."""
+        await tx.execute(
+            update(images)
+            .where(
+                images.c.id == image_id,
+                images.c.deleted.is_(False),
+                images.c.os_hash_value.is_(None),
+                images.c.os_hash_algo.is_not(None),
+            )
+            .values(os_hash_algo=None, updated_at=utc_now())
+        )
+
+    async def want_hash(self, tx: AsyncConnection, image_id: str, algorithm: str) -> None:
+        """Note that the digest is being computed: clients know that by an algorithm without a value. What is
+        recorded stays. Raises `ImageStateError` unless the image can be read.
+        """
+        image = await self.get(tx, image_id, lock=True)
+        self.check_readable(image)
+        if image.os_hash_value is None:
+            await self._update(tx, image_id, READABLE, {"os_hash_algo": algorithm})
 
     async def begin_delete(self, tx: AsyncConnection, image_id: str) -> None:
         """Take the image out of sight before its bytes are removed. Raises `ImageStateError` when it is
@@ -308,6 +425,8 @@ class Images:
             .where(image_locations.c.image_id == image_id, image_locations.c.deleted.is_(False))
             .values(**hidden)
         )
+        await tx.execute(delete(quarantines).where(quarantines.c.image_id == image_id))
+        await metadata.drop_all(tx, image_id)
 
     async def being_deleted(self, tx: AsyncConnection, image_id: str) -> tuple[Location, ...] | None:
         """The places of an image whose deletion has begun; None when it has not."""
@@ -343,6 +462,11 @@ class Images:
                 f"This is the last place of the image {image_id}.",
                 hint="Delete the whole image, or copy it elsewhere first.",
             )
+        if all(location.row_id == row_id or location.quarantine for location in image.locations):
+            raise LastLocationError(
+                f"This is the last place of the image {image_id} that is not in quarantine.",
+                hint="Verify the image, or copy it elsewhere first.",
+            )
         now = utc_now()
         done = await tx.execute(
             update(image_locations)
@@ -356,6 +480,7 @@ class Images:
         )
         if done.rowcount != 1:
             raise LocationNotFoundError(f"The image {image_id} left that place meanwhile.")
+        await self.release(tx, row_id)
         await self._update(tx, image_id, (*READABLE, "killed"), {})
 
     async def finish_location_delete(self, tx: AsyncConnection, row_id: int) -> None:
@@ -366,18 +491,36 @@ class Images:
             .values(status="deleted", updated_at=utc_now())
         )
 
-    async def other_users_of(self, tx: AsyncConnection, url: str, *, image_id: str) -> list[str]:
-        """Ids of other images that have a live location with this very URL: their bytes must stay."""
+    async def other_users_of(
+        self, tx: AsyncConnection, url: str, *, image_id: str, gone_since: datetime | None = None
+    ) -> list[str]:
+        """Ids of other images with a live location in this very place, however it is spelled: their bytes
+        must stay. With `gone_since` also those that left the place after that: the bytes may be about to go.
+        """
+        counts: ColumnElement[bool] = image_locations.c.deleted.is_(False)
+        if gone_since is not None:
+            is_going = image_locations.c.status == "pending_delete"
+            counts = or_(counts, is_going, image_locations.c.deleted_at >= gone_since)
         rows = await tx.execute(
-            select(image_locations.c.image_id)
+            select(image_locations.c.image_id, image_locations.c.value)
             .where(
-                image_locations.c.value == url,
+                image_locations.c.value.contains(common_text(url), autoescape=True),
                 image_locations.c.image_id != image_id,
-                image_locations.c.deleted.is_(False),
+                counts,
             )
-            .distinct()
+            .order_by(image_locations.c.id)
         )
-        return list(rows.scalars())
+        return list(dict.fromkeys(other for other, value in rows if may_share_bytes(url, value)))
+
+    async def hold_place(self, tx: AsyncConnection, url: str) -> None:
+        """Keep others who call this for the same place waiting until the transaction ends: of two who look
+        whether somebody has it, one sees the other.
+        """
+        if tx.dialect.name == "postgresql":
+            number = int.from_bytes(
+                hashlib.sha256(common_text(url).encode()).digest()[:8], "big", signed=True
+            )
+            await tx.execute(select(func.pg_advisory_xact_lock(number)))
 
     def check_readable(self, image: Image) -> None:
         """Raise `ImageStateError` unless the image has bytes that may be read."""
@@ -427,7 +570,10 @@ class Images:
         self, tx: AsyncConnection, image_ids: Sequence[str]
     ) -> dict[str, tuple[Location, ...]]:
         rows = await tx.execute(
-            select(image_locations)
+            select(image_locations, quarantines.c.reason, quarantines.c.job_id, quarantines.c.since)
+            .select_from(
+                image_locations.outerjoin(quarantines, quarantines.c.location_id == image_locations.c.id)
+            )
             .where(
                 image_locations.c.image_id.in_(image_ids),
                 image_locations.c.deleted.is_(False),
@@ -445,8 +591,16 @@ def _location(row: RowMapping) -> Location:
     meta_data = row["meta_data"] or {}
     # Rocky and Stein called it `backend`.
     store = meta_data.get("store") or meta_data.get("backend") or ""
+    quarantine = None
+    if row.get("since") is not None:
+        quarantine = Quarantine(reason=row["reason"], job_id=row["job_id"], since=row["since"])
     return Location(
-        row_id=row["id"], store=str(store), url=row["value"], status=row["status"], meta_data=meta_data
+        row_id=row["id"],
+        store=str(store),
+        url=row["value"],
+        status=row["status"],
+        meta_data=meta_data,
+        quarantine=quarantine,
     )
 
 
@@ -466,4 +620,9 @@ def _image(row: RowMapping, locations: tuple[Location, ...]) -> Image:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         locations=locations,
+        owner=row["owner"],
+        visibility=row["visibility"],
+        os_hidden=row["os_hidden"],
+        min_disk=row["min_disk"],
+        min_ram=row["min_ram"],
     )

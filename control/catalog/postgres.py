@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from sqlalchemy import make_url, text
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from control.catalog.database import CHANNEL, Database, DatabaseAddress, to_its_end
+from control.catalog.database import CHANNEL, STATEMENTS, Database, DatabaseAddress, to_its_end
 from control.catalog.errors import (
     CatalogError,
     CatalogUnavailableError,
     CommitUnknownError,
     SchemaTooOldError,
 )
+from control.catalog.fence import UPGRADE_LOCK
 from control.catalog.migrate import SchemaState, schema_state, upgrade_to_head
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 try:
     import asyncpg
-except ImportError as missing:  # pragma: no cover - the locked environment has it
+except ImportError as missing:
     raise CatalogError(
         "A catalogue on PostgreSQL needs asyncpg.", hint="Install it: pip install 'glissade[postgres]'"
     ) from missing
@@ -53,14 +54,14 @@ _TRANSACTION_S = 10.0
 _RESOLVE_S = 10.0
 _LISTEN_AGAIN_S = 1.0
 _LISTEN_ALIVE_S = 10.0
+_MOST_ASLEEP_S = 15.0
 _POOL = 16
-_UPGRADE_LOCK = 0x676C6973  # Any number that nobody else uses for an advisory lock in this database.
 
 _SESSION = {
     "application_name": "glissade",
     "timezone": "UTC",
     # A node that sleeps in the middle of a transaction must not keep its rows locked.
-    "idle_in_transaction_session_timeout": "15s",
+    "idle_in_transaction_session_timeout": f"{_MOST_ASLEEP_S:.0f}s",
     "lock_timeout": "8s",
     # One that has vanished neither (the server's defaults are hours).
     "tcp_keepalives_idle": "5",
@@ -68,11 +69,26 @@ _SESSION = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "15000",
 }
+_END_SLEEPERS = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and usename = current_user and application_name = 'glissade'
+  and state = 'active' and wait_event = 'ClientRead'
+  and state_change < clock_timestamp() - make_interval(secs => $1)
+"""
+"""A node that sleeps between preparing a statement and executing it is not idle to the server, and no
+time-out of PostgreSQL before 17 ends its transaction: the other nodes do.
+"""
 _NOT_NOW = frozenset({"40001", "40P01", "55P03", "25006"})
 """Serialization, deadlock, lock timeout, a standby that does not write: another try may do."""
 
 
+_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""The last: all that answers is a standby, as in the middle of a fail-over."""
 _NO_TABLES = frozenset({"42P01", "42703"})
+_BAD_DATA = "22"
+"""The class of what no server would take: a NUL in a text, a number out of range. asyncpg's own refusals have
+it too, and SQLAlchemy has no class of its own for either.
+"""
 
 
 class _NotCommittedError(CatalogUnavailableError):
@@ -94,9 +110,14 @@ class PostgresDatabase(Database):
 
     is_shared: ClassVar[bool] = True
 
-    def __init__(self, address: DatabaseAddress) -> None:
+    def __init__(self, address: DatabaseAddress, *, is_patient: bool = False) -> None:
         super().__init__()
+        self._address = address
+        self._is_patient = is_patient
+        """Transactions may take as long as they like."""
         self._arguments = _arguments(address)
+        if not is_patient:
+            self._arguments["command_timeout"] = _TRANSACTION_S
         self._where = address.url
         self._engine = create_async_engine(
             "postgresql+asyncpg://",
@@ -104,6 +125,7 @@ class PostgresDatabase(Database):
             pool_size=_POOL,
             max_overflow=0,
             pool_timeout=_TRANSACTION_S,
+            query_cache_size=STATEMENTS,
         )
 
     async def prepare(self) -> None:
@@ -113,16 +135,22 @@ class PostgresDatabase(Database):
     async def upgrade(self) -> SchemaState:
         async def migrate(tx: AsyncConnection) -> SchemaState:
             await _check_server(tx)
-            await tx.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+            # Whoever set a limit for this user did not think of an index on a million jobs.
+            await tx.execute(text("set local statement_timeout = 0"))
+            await tx.execute(text("select pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
             before = await tx.run_sync(schema_state)
             await tx.run_sync(upgrade_to_head)
             return before
 
-        return await self.write(migrate)
+        patient = PostgresDatabase(self._address, is_patient=True)
+        try:
+            return await patient.write(migrate)
+        finally:
+            await patient.aclose()
 
     async def listen(self, heard: Callable[[str], None]) -> None:
         while True:
-            with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            with suppress(OSError, TimeoutError, *_AWAY):
                 await self._listen_once(heard)
             await asyncio.sleep(_LISTEN_AGAIN_S)
 
@@ -133,13 +161,16 @@ class PostgresDatabase(Database):
         return await asyncpg.connect(**self._arguments)
 
     async def _listen_once(self, heard: Callable[[str], None]) -> None:
-        """Until the connection ends. It is asked now and then, because silence looks like a dead peer."""
+        """Until the connection ends. It is asked something now and then, because silence looks like a dead
+        peer.
+        """
         connection = await self._connect()
         try:
             await connection.add_listener(CHANNEL, lambda *arguments: heard(arguments[3]))
             heard("")
             while not connection.is_closed():
-                await connection.execute("select 1")
+                if ended := len(await connection.fetch(_END_SLEEPERS, _MOST_ASLEEP_S)):
+                    log.warning("%d transactions of nodes that sleep were ended: they held locks", ended)
                 await asyncio.sleep(_LISTEN_ALIVE_S)
         finally:
             connection.terminate()
@@ -174,7 +205,7 @@ class PostgresDatabase(Database):
         try:
             async with (
                 _not_committed(),
-                asyncio.timeout(_TRANSACTION_S),
+                asyncio.timeout(None if self._is_patient else _TRANSACTION_S),
                 self._engine.connect() as connection,
             ):
                 try:
@@ -244,7 +275,9 @@ async def _mark(connection: AsyncConnection) -> _Mark | None:
 
 @asynccontextmanager
 async def _not_committed() -> AsyncIterator[None]:
-    """A database that fails is one of our errors; a statement that is wrong stays what it is, a bug."""
+    """A database that fails is one of our errors; a statement or a value that is wrong stays what it is, a
+    bug.
+    """
     try:
         yield
     except DBAPIError as error:
@@ -259,14 +292,15 @@ async def _not_committed() -> AsyncIterator[None]:
                 f"The catalogue database forbids it: {_reason(error)}.",
                 hint="Let catalog.url's user own the database's tables.",
             ) from error
-        if isinstance(error, IntegrityError | ProgrammingError | DataError) and state not in _NOT_NOW:
+        is_bug = isinstance(error, IntegrityError | ProgrammingError) or str(state).startswith(_BAD_DATA)
+        if is_bug and state not in _NOT_NOW:
             raise
         raise _NotCommittedError(f"The catalogue database failed: {_reason(error)}.") from error
     except PoolTimeoutError as error:
         raise _NotCommittedError("The catalogue database is busy.") from error
     except TimeoutError as error:
         raise _NotCommittedError("The catalogue database does not answer.") from error
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, *_AWAY) as error:
         raise _NotCommittedError(f"The catalogue database cannot be reached: {_reason(error)}.") from error
 
 
@@ -319,7 +353,6 @@ def _arguments(address: DatabaseAddress) -> dict[str, Any]:
         "port": [port for _, port in places],
         "database": url.database,
         "timeout": _CONNECT_S,
-        "command_timeout": _TRANSACTION_S,
         "server_settings": _SESSION,
         # Of several servers, the one that takes writes; after a fail-over that is another one.
         "target_session_attrs": "read-write",

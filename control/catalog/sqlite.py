@@ -1,7 +1,7 @@
-"""The catalogue embedded: one SQLite file, one connection, one daemon.
+"""The catalogue embedded: one SQLite file, one daemon, one connection that writes and one that only reads.
 
-Writers queue up for the connection, so no transaction ever meets another one. A failing file is not waited
-for: the daemon ends, and begins again with what is durable.
+Writers queue up for their connection, so none ever meets another one; readers see what was committed before
+they began. A failing file is not waited for: the daemon ends, and begins again with what is durable.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError,
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from control.catalog.database import Database, to_its_end
+from control.catalog.database import PATIENCE_S, STATEMENTS, Database, to_its_end
 from control.catalog.errors import (
     CatalogError,
     CatalogInUseError,
@@ -27,10 +27,11 @@ from control.catalog.errors import (
     UnsafeCatalogPathError,
 )
 from control.catalog.migrate import SchemaState, schema_state, upgrade_to_head
+from control.catalog.sqlite_reader import SqliteReader
 from drivers.blocking import run_blocking
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -47,7 +48,11 @@ _READING = "glissade_reading"
 
 
 class SqliteDatabase(Database):
-    """Make one with `claim` or `look_at`."""
+    """Make one with `claim` or `look_at`.
+
+    `_writers` are the transactions that write and have not ended, `_written` counts those that have; touched
+    by plain code on the loop.
+    """
 
     is_shared: ClassVar[bool] = False
 
@@ -56,6 +61,9 @@ class SqliteDatabase(Database):
         self._engine = engine
         self._path = path
         self._lock_fd = lock_fd
+        self._writers = 0
+        self._written = 0
+        self._reader = SqliteReader(path, busy_timeout_s=_BUSY_TIMEOUT_MS / 1000)
 
     @classmethod
     async def claim(cls, path: str) -> Self:
@@ -91,7 +99,23 @@ class SqliteDatabase(Database):
 
         return await self.write(migrate)
 
+    async def listen(self, heard: Callable[[str], None]) -> None:
+        """There is nobody else."""
+
+    @property
+    def mark(self) -> int | None:
+        return None if self._writers or self._lock_fd < 0 else self._written
+
+    async def read_at_once(
+        self, work: Callable[[AsyncConnection], Coroutine[Any, Any, T]], *, patience_s: float = PATIENCE_S
+    ) -> T:
+        if self._lock_fd < 0:  # Beside a daemon: its file is opened in one way only.
+            return await self.read(work, patience_s=patience_s)
+        async with _database_errors():
+            return await self._reader.read(work)
+
     async def aclose(self) -> None:
+        await self._reader.aclose()
         await self._engine.dispose()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
@@ -102,9 +126,16 @@ class SqliteDatabase(Database):
         work: Callable[[AsyncConnection], Awaitable[T]],
         *,
         reading: bool,
-        patience_s: float,  # noqa: ARG002 (a file that fails does not come back by waiting)
+        patience_s: float,  # noqa: ARG002 (the base class's signature; no file comes back by waiting)
     ) -> T:
-        return await to_its_end(self._transaction(work, reading=reading))
+        if reading:
+            return await to_its_end(self._transaction(work, reading=True))
+        self._writers += 1
+        try:
+            return await to_its_end(self._transaction(work, reading=False))
+        finally:
+            self._writers -= 1
+            self._written += 1
 
     async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]], *, reading: bool) -> T:
         async with _database_errors(), self._engine.connect() as connection:
@@ -133,6 +164,7 @@ def _engine(url: URL) -> AsyncEngine:
         pool_size=1,
         max_overflow=0,
         pool_timeout=60,
+        query_cache_size=STATEMENTS,
         connect_args={"isolation_level": None, "timeout": _BUSY_TIMEOUT_MS / 1000},
     )
     event.listen(engine.sync_engine, "begin", _begin)

@@ -57,8 +57,16 @@ class Client:
     def get(self, path: str, query: Mapping[str, object] | None = None) -> Json:
         return self._call("GET", path, query=query)
 
-    def post(self, path: str, body: Json | None = None, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> Json:
-        return self._call("POST", path, body=body, timeout_s=timeout_s)
+    def post(
+        self,
+        path: str,
+        body: Json | None = None,
+        *,
+        timeout_s: float = _ANSWER_TIMEOUT_S,
+        key: str | None = None,
+    ) -> Json:
+        """`key`: the same request with the same idempotency key is carried out once."""
+        return self._call("POST", path, body=body, timeout_s=timeout_s, key=key)
 
     def patch(self, path: str, body: Json) -> Json:
         return self._call("PATCH", path, body=body)
@@ -71,8 +79,9 @@ class Client:
         query: Mapping[str, object] | None = None,
         body: Json | None = None,
         timeout_s: float = _ANSWER_TIMEOUT_S,
+        key: str | None = None,
     ) -> Json:
-        with self.open(path, method=method, query=query, body=body, timeout_s=timeout_s) as response:
+        with self.open(path, method=method, query=query, body=body, timeout_s=timeout_s, key=key) as response:
             answer = _as_object(response.read())
         if answer is None:
             raise UnreachableError(
@@ -91,6 +100,7 @@ class Client:
         body: Json | None = None,
         timeout_s: float = _ANSWER_TIMEOUT_S,
         accept: str = "application/json",
+        key: str | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
         """A successful answer, its body not read yet. Errors while the body is read are translated as
         well.
@@ -99,6 +109,8 @@ class Client:
         try:
             content = None if body is None else json.dumps(body).encode()
             headers = {"Accept": accept}
+            if key is not None:
+                headers["Idempotency-Key"] = key
             if content is not None:
                 headers["Content-Type"] = "application/json"
             with self._errors_translated(timeout_s):

@@ -8,7 +8,7 @@ import click
 
 from control.cli import output
 from control.cli.exits import Exit, MistakenConfigurationError
-from control.cli.options import chosen_config, config_option
+from control.cli.options import chosen_config, config_option, format_option
 
 if TYPE_CHECKING:
     from control.config import Settings
@@ -42,14 +42,7 @@ def _load_with_warnings(path: str | None) -> Settings:
 
 @config.command("check")
 @config_option
-@click.option(
-    "-f",
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    help="For people, or for programs.",
-)
+@format_option
 @click.pass_context
 def check_config(context: click.Context, *, config: str | None, form: str) -> Exit:
     """Say `ok` and the stores, or list every mistake (exit code 6)."""

@@ -10,7 +10,7 @@ import click
 from control.cli import output
 from control.cli.config import load
 from control.cli.exits import CommandError, Exit
-from control.cli.options import chosen_config, config_option
+from control.cli.options import chosen_config, config_option, format_option
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     from control.catalog.migrate import SchemaState
 
 T = TypeVar("T")
-
-_FORMAT = click.option(
-    "-f",
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    help="For people, or for programs.",
-)
 
 
 @click.group()
@@ -39,7 +30,7 @@ def db() -> None:
 
 @db.command("current")
 @config_option
-@_FORMAT
+@format_option
 @click.pass_context
 def current(context: click.Context, *, config: str | None, form: str) -> None:
     """Which schema the catalogue has, and which one this version needs."""
@@ -50,7 +41,7 @@ def current(context: click.Context, *, config: str | None, form: str) -> None:
 
 @db.command("check")
 @config_option
-@_FORMAT
+@format_option
 @click.pass_context
 def check(context: click.Context, *, config: str | None, form: str) -> Exit:
     """Whether the tables are exactly those that this version needs; exit code 1, and what to do, when they
@@ -70,7 +61,7 @@ def check(context: click.Context, *, config: str | None, form: str) -> Exit:
 
 @db.command("upgrade")
 @config_option
-@_FORMAT
+@format_option
 @click.pass_context
 def upgrade(context: click.Context, *, config: str | None, form: str) -> None:
     """Give the catalogue the tables of this version, in one transaction; nothing happens when it has them.

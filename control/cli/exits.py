@@ -58,8 +58,8 @@ class RefusedError(CommandError):
         self.code = str(problem.get("code") or f"http_{status}")
         text = str(problem.get("detail") or problem.get("title") or "the daemon gave no reason")
         hint = str(problem.get("hint") or "")
-        if not hint and retry_after:
-            hint = f"The daemon is busy; try again in {retry_after} s."
+        if retry_after:
+            hint = f"{hint or 'The daemon is busy.'} Try again in {retry_after} s."
         details = [
             f"{item.get('field') or 'request'}: {item.get('message')}"
             for item in problem.get("errors") or ()

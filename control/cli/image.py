@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from control.cli import output
+from control.cli.backfill import fill_missing
 from control.cli.client import Json, quoted
 from control.cli.exits import WrongUseError
-from control.cli.options import Session, rate_option, wait_option, with_session
+from control.cli.options import Session, job_options, rate_option, wait_option, with_session
 from control.cli.output import Column
 from control.cli.paging import fetch, paging_options, say_if_more
 from control.cli.planning import show_plan
@@ -110,6 +111,7 @@ def _submit_or_plan(session: Session, request: Json, *, wait: bool, plan: bool) 
 @_plan_option
 @wait_option
 @with_session
+@job_options
 def import_image(
     session: Session,
     *,
@@ -274,6 +276,12 @@ def show_image(session: Session, *, image_id: str) -> None:
             [Column("STORE"), Column("STATUS"), Column("LOCATION", fold=True)],
             [[item.get("store"), item.get("status"), item.get("url")] for item in locations],
         )
+    for item in locations:
+        if item.get("status") == "quarantined":
+            output.print_line()
+            since = output.time_text(item.get("since"))
+            output.print_line(f"{item.get('store')} is in quarantine since {since}: {item.get('reason')}")
+            session.say(f"When its bytes are right again: glissade image verify {image_id}")
 
 
 @image.command("save")
@@ -305,6 +313,7 @@ def save_image(session: Session, *, image_id: str, target: str, store: str | Non
 @_plan_option
 @wait_option
 @with_session
+@job_options
 def copy_image(
     session: Session,
     *,
@@ -348,6 +357,7 @@ def copy_image(
 @_plan_option
 @wait_option
 @with_session
+@job_options
 def move_image(
     session: Session,
     *,
@@ -383,12 +393,37 @@ def _simple_job(kind: str, help_text: str) -> None:
     @click.option("--store", metavar="ID", help="Only in this store.")
     @wait_option
     @with_session
+    @job_options
     def command(session: Session, *, image_id: str, store: str | None, wait: bool) -> Exit:
         return submit(session, _known({"kind": kind, "image_id": image_id, "store": store}), wait=wait)
 
 
 _simple_job("verify", "Read an image again and compare it with its recorded size and digests.")
-_simple_job("hash", "Read an image and record its digests where they are missing.")
+
+
+@image.command("hash")
+@click.argument("image_id", metavar="[ID]", required=False)
+@click.option("--missing", is_flag=True, help="All images that lack a digest and wait for none yet.")
+@click.option("--store", metavar="ID", help="Only in this store; with --missing, only images that are there.")
+@wait_option
+@with_session
+@job_options
+def hash_image(
+    session: Session, *, image_id: str | None, missing: bool, store: str | None, wait: bool
+) -> Exit:
+    """Read an image, or with --missing all that need it, and record the digests that are missing.
+
+    --missing may be repeated at any time: what has its digests, or a job that computes them, is left out.
+    """
+    if missing == (image_id is not None):
+        raise WrongUseError("Give an image's ID or --missing.", hint="glissade image hash --help")
+    if missing and session.idempotency_key is not None:
+        raise WrongUseError(
+            "--missing needs no idempotency key.", hint="What a job computes already is left out."
+        )
+    if image_id is not None:
+        return submit(session, _known({"kind": "hash", "image_id": image_id, "store": store}), wait=wait)
+    return fill_missing(session, store=store, wait=wait)
 
 
 @image.command("delete")
@@ -397,6 +432,7 @@ _simple_job("hash", "Read an image and record its digests where they are missing
 @_refuse_option
 @wait_option
 @with_session
+@job_options
 def delete_image(
     session: Session, *, image_id: str, store: str | None, refuse_if_down: bool, wait: bool
 ) -> Exit:

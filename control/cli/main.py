@@ -35,11 +35,13 @@ _COMMANDS: Final = {
     "bench": "control.cli.bench:bench",
     "config": "control.cli.config:config",
     "db": "control.cli.db:db",
+    "gc": "control.cli.gc:gc",
     "image": "control.cli.image:image",
     "job": "control.cli.job:job",
     "limits": "control.cli.limits:limits",
     "serve": "control.cli.serve:serve",
     "store": "control.cli.store:store",
+    "token": "control.cli.token:token",
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,7 +13,9 @@ from control.cli import output
 from control.cli.client import DEFAULT_SOCKET, Client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -27,16 +30,30 @@ class Common:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One invocation of a client command."""
+    """One invocation of a client command. `job_fields` and `idempotency_key` go with the job that it
+    submits.
+    """
 
     client: Client
     as_json: bool
     quiet: bool
+    job_fields: Mapping[str, object] = field(default_factory=dict)
+    idempotency_key: str | None = None
 
     def say(self, text: str) -> None:
         """A notice on stderr, unless -q."""
         if not self.quiet:
             output.say(text)
+
+
+format_option = click.option(
+    "-f",
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="For people, or for programs.",
+)
 
 
 def with_session(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,14 +62,7 @@ def with_session(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--socket", metavar="PATH", help=f"The daemon's socket.  [$GLISSADE_SOCKET, or {DEFAULT_SOCKET}]"
     )
-    @click.option(
-        "-f",
-        "--format",
-        "form",
-        type=click.Choice(["table", "json"]),
-        default="table",
-        help="For people, or for programs.",
-    )
+    @format_option
     @click.option("-q", "--quiet", is_flag=True, help="No notices and no progress.")
     @click.pass_context
     @functools.wraps(command)
@@ -62,6 +72,42 @@ def with_session(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(session, **rest)
 
     return wrapper
+
+
+def key_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--idempotency-key: for the session."""
+
+    @click.option(
+        "--idempotency-key",
+        metavar="KEY",
+        help="Submit it once, however often this is repeated with the same KEY (within a day at least).",
+    )
+    @functools.wraps(command)
+    def wrapper(session: Session, /, *, idempotency_key: str | None, **rest: Any) -> Any:
+        if idempotency_key is not None and _KEY.fullmatch(idempotency_key) is None:
+            raise click.UsageError("--idempotency-key takes 1 to 255 printable characters, no spaces.")
+        return command(replace(session, idempotency_key=idempotency_key), **rest)
+
+    return wrapper
+
+
+def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--priority, --not-before, --idempotency-key: for the session."""
+
+    @click.option(
+        "--priority",
+        type=click.IntRange(1, 9),
+        metavar="1-9",
+        help="9 first. A job that waits gains one an hour.  [5]",
+    )
+    @click.option("--not-before", metavar="TIME", help="Begin then, not earlier: 2026-01-02T03:04:05Z.")
+    @functools.wraps(command)
+    def wrapper(session: Session, /, *, priority: int | None, not_before: str | None, **rest: Any) -> Any:
+        given = {"priority": priority, "not_before": not_before}
+        fields = {name: value for name, value in given.items() if value is not None}
+        return command(replace(session, job_fields=fields), **rest)
+
+    return key_option(wrapper)
 
 
 def wait_option(command: F) -> F:

@@ -101,7 +101,7 @@ class Bar:
             return
         moving = job.get("progress") or {}
         size, done = moving.get("size_bytes"), moving.get("bytes_done") or 0
-        amount = _amount(size, done) if size or done else ""
+        amount = amount_text(size, done) if size or done else ""
         left = moving.get("eta_s")
         speed = output.rate_text(moving.get("rate_bytes_per_s")) if moving else ""
         self._progress.update(
@@ -140,15 +140,24 @@ def progress_parts(job: Json) -> list[str]:
     if moving and job.get("state") not in FINAL_STATES:
         size, done = moving.get("size_bytes"), moving.get("bytes_done") or 0
         if size or done:
-            parts.append(_amount(size, done))
+            parts.append(amount_text(size, done))
         if moving.get("rate_bytes_per_s"):
             parts.append(output.rate_text(moving["rate_bytes_per_s"]))
         if moving.get("eta_s") is not None:
             parts.append(f"{output.seconds_text(moving['eta_s'])} left")
+        if (stalled := stalled_text(job)) is not None:
+            parts.append(stalled)
     return parts
 
 
-def _amount(size_bytes: int | None, done_bytes: int) -> str:
+def stalled_text(job: Json) -> str | None:
+    """Said of a job that runs while no byte moves."""
+    still_s = (job.get("progress") or {}).get("stalled_s")
+    return None if still_s is None else f"no byte has moved for {output.seconds_text(still_s)}"
+
+
+def amount_text(size_bytes: int | None, done_bytes: int) -> str:
+    """`1.2 GiB of 2.0 GiB (60 %)`."""
     if size_bytes is None:
         return output.size_text(done_bytes)
     share = f" ({100 * done_bytes // size_bytes} %)" if size_bytes else ""
@@ -253,7 +262,7 @@ def conclude(
 
 def submit(session: Session, request: Json, *, wait: bool) -> Exit:
     """Hand in a job; wait for it, or print its id."""
-    job = session.client.post("/v1/jobs", request)
+    job = session.client.post("/v1/jobs", {**request, **session.job_fields}, key=session.idempotency_key)
     job_id = str(job.get("id"))
     if wait:
         return conclude(session, wait_for(session, job_id))
@@ -263,3 +272,24 @@ def submit(session: Session, request: Json, *, wait: bool) -> Exit:
         output.print_line(job_id)
         session.say(f"Accepted. Follow it: glissade job watch {job_id}")
     return Exit.OK
+
+
+def submit_batch(session: Session, request: Json, *, wait: bool) -> Exit:
+    """Hand in a batch; wait for all its jobs, or print its id."""
+    batch = session.client.post("/v1/batches", request, key=session.idempotency_key)
+    batch_id = str(batch.get("id"))
+    if not wait:
+        if session.as_json:
+            output.print_json(batch)
+        else:
+            output.print_line(batch_id)
+            session.say(f"{len(batch['jobs'])} jobs accepted. See them: glissade job list --batch {batch_id}")
+        return Exit.OK
+    ended = [wait_for(session, str(job["id"])) for job in batch["jobs"]]
+    if session.as_json:
+        output.print_json({"id": batch_id, "jobs": ended})
+    else:
+        for job in ended:
+            print_report(job)
+    done = all(job.get("state") in ("succeeded", "ignored") for job in ended)
+    return Exit.OK if done else Exit.NOT_HELD

@@ -8,11 +8,21 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+from control.config.listening import listening_problems
 from control.config.problems import ConfigError
-from control.config.settings import ApiSettings, CatalogSettings, ImportSettings, NodeSettings, Settings
+from control.config.settings import (
+    ApiSettings,
+    CatalogSettings,
+    ImageSettings,
+    ImportSettings,
+    JobSettings,
+    NodeSettings,
+    Settings,
+)
 from control.config.sources import read_sources
-from control.config.stores import STORE_OPTION_CHECKS, read_defaults, read_stores
+from control.config.stores import DEFAULTS, STORE_OPTION_CHECKS, read_defaults, read_stores
 from control.config.typed import Reader
+from drivers.registry import STORE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SECTIONS: Final = ("node", "api", "catalog", "import", "stores")
+SECTIONS: Final = ("node", "api", "catalog", "jobs", "images", "import", "stores")
 _LONGEST_SOCKET_PATH = 107  # sizeof(sun_path) - 1: https://man7.org/linux/man-pages/man7/unix.7.html
 _LEAST_CHUNKS = 4
 _POSTGRES = ("postgresql://", "postgresql+asyncpg://")
@@ -46,6 +56,8 @@ def load_settings(
     node = _section(reader, NodeSettings, "node")
     api = _section(reader, ApiSettings, "api")
     catalog = _section(reader, CatalogSettings, "catalog")
+    jobs = _section(reader, JobSettings, "jobs")
+    images = _section(reader, ImageSettings, "images")
     imports = _section(reader, ImportSettings, "import")
     store_defaults = read_defaults(reader)
     stores = read_stores(reader)
@@ -55,6 +67,8 @@ def load_settings(
         _check_directories(reader, node, stores)
     if api is not None:
         _check_api(reader, api)
+    if images is not None and images.staging_store:
+        _check_staging(reader, images, stores)
     if imports is not None and "/" in imports.directories:
         reader.warn(
             ("import", "directories"),
@@ -67,6 +81,8 @@ def load_settings(
         or node is None
         or api is None
         or catalog is None
+        or jobs is None
+        or images is None
         or imports is None
         or store_defaults is None
     ):
@@ -75,6 +91,8 @@ def load_settings(
         node=node,
         api=api,
         catalog=catalog,
+        jobs=jobs,
+        images=images,
         imports=imports,
         stores=MappingProxyType(stores),
         store_defaults=store_defaults,
@@ -175,6 +193,32 @@ def _check_api(reader: Reader, api: ApiSettings) -> None:
     if api.socket_mode & 0o600 != 0o600:
         reader.report(
             ("api", "socket_mode"), "must let the service's own user read and write", 'write "0660"'
+        )
+    for problem in listening_problems(api):
+        tell = reader.warn if problem.is_warning else reader.report
+        tell(("api", *problem.key), problem.message, problem.hint)
+
+
+def _check_staging(reader: Reader, images: ImageSettings, stores: Mapping[str, StoreSettings]) -> None:
+    """What is staged has to be written and removed, and lies with nothing else."""
+    here = ("images", "staging_store")
+    configured = reader.merged.tree.get("stores", {})
+    name = images.staging_store
+    if not isinstance(configured, dict) or name not in configured or name == DEFAULTS:
+        reader.report(here, f"there is no store {name}", "name one of [stores.<id>] that is for this alone")
+        return
+    store = stores.get(name)
+    if store is None:
+        return  # What is wrong with it has been said.
+    if store.options.read_only or STORE_TYPES[store.type].read_only or not store.options.allow_delete:
+        reader.report(
+            here,
+            f"the store {name} is read-only or lets nothing be deleted",
+            "name one into which bytes can be put for a while",
+        )
+    if store.is_default or name in images.upload_stores:
+        reader.report(
+            here, f"the store {name} is also one for images", "name a store that is there for this alone"
         )
 
 

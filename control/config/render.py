@@ -28,6 +28,7 @@ def as_plain(settings: Settings) -> dict[str, Plain]:
         "node": _table(settings.node),
         "api": _table(settings.api),
         "catalog": _table(settings.catalog),
+        "images": _table(settings.images),
         "import": _table(settings.imports),
         "stores": {
             "defaults": _table(settings.store_defaults),

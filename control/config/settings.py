@@ -9,7 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from control.config.units import AbsolutePath, Between, Cidr, HashName, MultipleOf, NodeName
+from control.config.units import (
+    AbsolutePath,
+    Between,
+    CertificateSubject,
+    Cidr,
+    HashName,
+    HttpUrl,
+    ListenAddress,
+    MultipleOf,
+    NodeName,
+)
 from dataplane.store import GIB, KIB, MIB
 from drivers.options import StoreOptions
 
@@ -36,7 +46,6 @@ class NodeSettings:
     buffer_budget_bytes: Annotated[int, Between(MIB, 64 * 1024 * MIB, as_size=True)] = 128 * MIB
     chunk_bytes: Annotated[int, Between(256 * KIB, 16 * MIB, as_size=True), MultipleOf(4096)] = 4 * MIB
     rate_limit: int | None = None
-    job_attempts: Annotated[int, Between(1, 100)] = 5
     lease_s: Annotated[float, Between(1, 3600)] = 30.0
     drain_timeout_s: Annotated[float, Between(0, 86400)] = 60.0
     hash_threads: Annotated[int, Between(1, 64)] = 2
@@ -46,11 +55,55 @@ class NodeSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings:
+    """How jobs are tried again, watched and kept."""
+
+    attempts: Annotated[int, Between(1, 100)] = 5
+    retry_budget_s: Annotated[float, Between(1, 30 * 86400)] = 86400.0
+    stalled_after_s: Annotated[float, Between(1, 86400)] = 30.0
+    max_queued: Annotated[int, Between(1, 1_000_000)] = 10_000
+    history_days: Annotated[float, Between(1, 3650)] = 30.0
+    history_jobs: Annotated[int, Between(0, 10_000_000)] = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateCaller:
+    """Whom a client's certificate stands for. `subject` is `URI:spiffe://...` or `DNS:name` for one of its
+    alternative names, or `CN:name`.
+    """
+
+    subject: Annotated[str, CertificateSubject()]
+    roles: tuple[str, ...] = ("service",)
+    project: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeystoneSettings:
+    """The Keystone that says whose tokens are good, and as whom it is asked. None of it holds without
+    `auth_url`.
+    """
+
+    auth_url: Annotated[str, HttpUrl()] | None = None
+    www_authenticate_uri: Annotated[str, HttpUrl()] | None = None
+    user: str | None = None
+    password: Secret | None = None
+    project: str = "service"
+    user_domain: str = "default"
+    project_domain: str = "default"
+    application_credential_id: str | None = None
+    application_credential_secret: Secret | None = None
+    ca_file: str | None = None
+    timeout_s: Annotated[float, Between(0.1, 60)] = 5.0
+    cache_s: Annotated[float, Between(0, 60)] = 60.0
+    service_token_roles: tuple[str, ...] = ("service",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiSettings:
     """Where the control API listens and whom it answers.
 
     The peer's user is always checked, whatever the socket's mode lets through; root and the daemon's own
-    user are always allowed.
+    user are always allowed. Over TCP nobody is answered without a token or a certificate.
     """
 
     socket: Annotated[str, AbsolutePath()] = "/run/glissade/api.sock"
@@ -58,6 +111,22 @@ class ApiSettings:
     allow_users: tuple[str, ...] = ()
     allow_groups: tuple[str, ...] = ("glissade",)
     max_body_bytes: Annotated[int, Between(4 * KIB, 64 * MIB, as_size=True)] = MIB
+    max_requests: Annotated[int, Between(1, 65536)] = 512
+    max_streams: Annotated[int, Between(1, 65536)] = 256
+    listen: tuple[Annotated[str, ListenAddress()], ...] = ()
+    hosts: tuple[str, ...] = ()
+    behind_tls_proxy: bool = False
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
+    tls_client_ca_file: str | None = None
+    tokens_file: str | None = None
+    certificates: tuple[CertificateCaller, ...] = ()
+    keystone: KeystoneSettings = field(default_factory=KeystoneSettings)
+    policy_file: str | None = None
+    max_connections: Annotated[int, Between(1, 65536)] = 2000
+    caller_max_requests: Annotated[int, Between(1, 65536)] = 256
+    caller_requests_per_s: Annotated[int, Between(1, 1_000_000)] = 1000
+    answer_stall_timeout_s: Annotated[float, Between(0.1, 3600)] = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +186,70 @@ class ImportSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaSettings:
+    """What each project may have; None: as much as it likes."""
+
+    image_size_total_bytes: Annotated[int, Between(1, 2**60, as_size=True)] | None = None
+    image_stage_total_bytes: Annotated[int, Between(1, 2**60, as_size=True)] | None = None
+    image_count_total: Annotated[int, Between(0, 2**31)] | None = None
+    image_count_uploading: Annotated[int, Between(0, 2**31)] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSettings:
+    """What the Images API lets be said about images, and what it shows."""
+
+    disk_formats: tuple[str, ...] = (
+        "ami",
+        "ari",
+        "aki",
+        "vhd",
+        "vhdx",
+        "vmdk",
+        "raw",
+        "qcow2",
+        "vdi",
+        "iso",
+        "ploop",
+    )
+    container_formats: tuple[str, ...] = ("ami", "ari", "aki", "bare", "ovf", "ova", "docker", "compressed")
+    max_properties: Annotated[int, Between(0, 100_000)] = 128
+    max_tags: Annotated[int, Between(0, 100_000)] = 128
+    max_members: Annotated[int, Between(0, 100_000)] = 128
+    import_methods: tuple[
+        Literal["glance-direct", "web-download", "copy-image", "glance-download", "glissade-move"], ...
+    ] = (
+        "glance-direct",
+        "web-download",
+        "copy-image",
+        "glance-download",
+        "glissade-move",
+    )
+    glance_download_properties: tuple[str, ...] = (
+        "hw_",
+        "trait:",
+        "os_distro",
+        "os_secure_boot",
+        "os_type",
+    )
+    do_secure_hash: bool = True
+    upload_stores: tuple[str, ...] = ()
+    staging_store: str = ""
+    max_size_bytes: Annotated[int, Between(1, 2**60, as_size=True)] = 1024 * GIB
+    upload_stall_timeout_s: Annotated[float, Between(0.1, 500)] = 60.0
+    require_format_match: bool = True
+    show_image_direct_url: bool = False
+    show_multiple_locations: bool = False
+    public_endpoint: str = ""
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The ways to import that there are: what is to be imported from the staging area needs one."""
+        return tuple(name for name in self.import_methods if self.staging_store or name != "glance-direct")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
     """One store: `options` are common to all types (with `[stores.defaults]` applied), `config` is the
     driver's own dataclass.
@@ -144,6 +277,8 @@ class Settings:
     catalog: CatalogSettings
     imports: ImportSettings
     stores: Mapping[str, StoreSettings]
+    jobs: JobSettings = field(default_factory=JobSettings)
+    images: ImageSettings = field(default_factory=ImageSettings)
     store_defaults: StoreOptions = field(default_factory=StoreOptions)
     files: tuple[str, ...] = ()
     warnings: tuple[Problem, ...] = ()

@@ -27,6 +27,7 @@ _DAY_S = 86400.0
 STORE_OPTION_CHECKS: Final[Mapping[tuple[type, str], Check]] = {
     (StoreOptions, "weight"): Between(-1_000_000, 1_000_000),
     (StoreOptions, "concurrency"): Between(1, 1024),
+    (StoreOptions, "max_jobs"): Between(1, 1024),
     (StoreOptions, "connect_timeout_s"): Between(0.1, 600.0),
     (StoreOptions, "stall_timeout_s"): Between(1.0, _DAY_S),
     (StoreOptions, "probe_interval_s"): Between(1.0, _DAY_S),

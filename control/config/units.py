@@ -12,10 +12,14 @@ import os.path
 import re
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _MODE = re.compile(r"0?[0-7]{3}")
+_PORT = re.compile(r"\d{1,5}", re.ASCII)
+_LAST_PORT = 65535
+_LONGEST_SUBJECT = 200
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,46}")
 
 
@@ -127,6 +131,75 @@ class Cidr:
                 return f'{value!r} is no network: write "10.20.0.0/16" or "fd00:1::/32"'
             return f'{value!r} has host bits set; write "{right}"'
         return ""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """An address of this machine and a port; 0.0.0.0 and :: are all of its addresses."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Only processes of this machine can connect."""
+        return ipaddress.ip_address(self.host).is_loopback
+
+
+def parse_tcp_address(text: str) -> TcpAddress:
+    """The parts of `127.0.0.1:9292` or `[::1]:9292`. Raises ValueError saying what is allowed."""
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else bare)
+    except ValueError:
+        address = None
+    is_v6 = bare != host
+    is_port = _PORT.fullmatch(port) is not None and 0 < int(port) <= _LAST_PORT
+    if not colon or address is None or is_v6 != (address.version == 6) or not is_port:
+        raise ValueError(f'{text!r} is no address and port: write "127.0.0.1:9292" or "[::]:9292"')
+    return TcpAddress(str(address), int(port))
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """An address of this machine, and a port."""
+
+    def problem(self, value: object) -> str:
+        try:
+            parse_tcp_address(str(value))
+        except ValueError as error:
+            return str(error)
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpUrl:
+    """`https://host...` or `http://host...`, without user, password, query or fragment."""
+
+    def problem(self, value: object) -> str:
+        # What was given may hold a password: it is not repeated.
+        try:
+            parts = urlsplit(str(value))
+            _ = parts.port
+        except ValueError:
+            return "is no URL"
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            return 'must be an URL like "https://keystone.example.com:5000/v3"'
+        if "@" in parts.netloc or parts.query or parts.fragment or not str(value).isascii():
+            return "must have no user, password, query or fragment"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateSubject:
+    """One of the names in a client's certificate."""
+
+    def problem(self, value: object) -> str:
+        kind, _, name = str(value).partition(":")
+        if kind in ("URI", "DNS", "CN") and name and len(str(value)) <= _LONGEST_SUBJECT:
+            return ""
+        return 'must be "URI:spiffe://...", "DNS:name" or "CN:name", of at most 200 characters'
 
 
 @dataclass(frozen=True, slots=True)

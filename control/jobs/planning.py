@@ -5,13 +5,15 @@ many bytes that brings through the daemon. Asking changes nothing.
 from __future__ import annotations
 
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from control.jobs.errors import CannotPlanError, SourceNotAllowedError
 from control.jobs.recipes.base import expected_of, must_read
 from control.jobs.recipes.moving import old_place
 from control.jobs.requests import CopyRequest, ImportRequest, MoveRequest
-from dataplane.errors import StoreFullError
+from dataplane.errors import AccessDeniedError, AddressRefusedError, InvalidKeyError, StoreFullError
 from dataplane.plan import STREAM
 from dataplane.planning import Planned, plan_transfer
 from dataplane.store import Intent
@@ -20,7 +22,7 @@ from drivers.health import Use
 from drivers.location import key_of_location
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from control.catalog.images import Image, Location
     from control.jobs.services import Services
@@ -78,17 +80,29 @@ async def _plan_import(request: ImportRequest, services: Services) -> JobPlan:
     source, key = services.sources.find(request.source)
     verify = VerifyMode(request.verify)
     asked = _Asked(services, request.image.id or str(uuid.uuid4()), request.stores, there=None)
-    plan = await asked.plan(
-        source,
-        key,
-        intent=Intent.COPY,
-        must_read=True,
-        verify=verify,
-        digests_known=bool(request.expected.digests),
-        size_bytes=request.expected.size_bytes,
-    )
+    with _named_by_client():
+        plan = await asked.plan(
+            source,
+            key,
+            intent=Intent.COPY,
+            must_read=True,
+            verify=verify,
+            digests_known=bool(request.expected.digests),
+            size_bytes=request.expected.size_bytes,
+        )
     source_after = Afterwards(store=None, deleted=False, reason="an import leaves its source as it is")
     return _job_plan(request.image.id, request.expected.size_bytes, asked, plan, verify, source_after)
+
+
+@contextmanager
+def _named_by_client() -> Iterator[None]:
+    """What is wrong with the name of a source is wrong with the request: no store of ours has failed."""
+    try:
+        yield
+    except InvalidKeyError as error:
+        raise CannotPlanError(error.message, hint=error.hint) from error
+    except (AccessDeniedError, AddressRefusedError) as error:
+        raise SourceNotAllowedError(error.message, hint=error.hint) from error
 
 
 async def _plan_copy(request: CopyRequest, image: Image, services: Services) -> JobPlan:

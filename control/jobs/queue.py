@@ -8,15 +8,31 @@ their own.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import exists, func, insert, or_, select, text, update
+from sqlalchemy import bindparam, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from control.catalog.clock import database_time
 from control.catalog.database import announce
-from control.catalog.tables import jobs, utc_now
+from control.catalog.tables import job_stores, jobs, utc_now
+from control.jobs.choosing import (
+    AT_ONCE,
+    CANCELLED,
+    GONE,
+    PLACES,
+    QUEUED,
+    WAITING,
+    come_back,
+    enter_line,
+    flow_of,
+    free_jobs,
+    lease_is_over,
+    next_turn,
+    served_turn,
+    tier_of,
+)
 from control.jobs.errors import (
     CancelTooLateError,
     JobCancelledError,
@@ -27,17 +43,10 @@ from control.jobs.errors import (
 from control.jobs.model import TERMINAL, Job, JobKind, JobState, NewJob
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from sqlalchemy import ColumnElement, RowMapping, Select
     from sqlalchemy.ext.asyncio import AsyncConnection
-
-LONGEST_WAIT_S = 300.0
-"""The longest back-off. A `not_before` later than that was written by a clock that has jumped since, and is
-not obeyed.
-"""
-LONGEST_LEASE_S = 3600.0
-"""A lease that ends later than that from now was given before the clock jumped back, and is not obeyed."""
 
 _LONGEST_PHASE = 255
 ANNOUNCED_WORK = "work"
@@ -72,6 +81,8 @@ class JobFilter:
     state: JobState | None = None
     kind: JobKind | None = None
     image_id: str | None = None
+    batch_id: str | None = None
+    kinds: frozenset[JobKind] | None = None
 
 
 class JobQueue:
@@ -82,25 +93,122 @@ class JobQueue:
     def __init__(self, *, lease_s: float = 30.0) -> None:
         self.lease_s = lease_s
 
-    async def add(self, tx: AsyncConnection, new: NewJob) -> Job:
-        """Accept a job: it is queued when the transaction commits."""
+    async def add(self, tx: AsyncConnection, new: NewJob, *, decided: Mapping[str, Any] | None = None) -> Job:
+        """Accept a job: it is queued when the transaction commits. With what was `decided` it begins past its
+        point of no return, with that as its checkpoint. Raises `IntegrityError` when the principal used the
+        idempotency key before.
+        """
         now = utc_now()
+        values = asdict(new)
+        stores = values.pop("stores")
+        flow, tier = flow_of(new.principal, stores), tier_of(new.priority)
+        held_by = len(new.batch_after) + (new.start_after is not None)
         await tx.execute(
             insert(jobs).values(
-                **asdict(new),
+                **values,
                 state=JobState.QUEUED,
-                phase="queued",
-                checkpoint={},
+                phase=_held_phase(new) if held_by else "queued",
+                checkpoint=dict(decided or {}),
+                published=decided is not None,
+                held_by=held_by,
+                flow=flow,
+                tier=tier,
+                tier_since=database_time(),
+                turn=0 if held_by else await next_turn(tx, flow, tier),
                 created_at=now,
                 updated_at=now,
             )
         )
+        if stores:
+            await tx.execute(
+                insert(job_stores), [{"job_id": new.id, "store": store} for store in dict.fromkeys(stores)]
+            )
         await announce(tx, ANNOUNCED_WORK)
         return await self.get(tx, new.id)
 
+    async def forget_token(self, tx: AsyncConnection, job_id: str) -> None:
+        """Remove the token that was kept for the job, if there is one: nobody needs it any more."""
+        request: dict[str, Any] = await tx.scalar(select(jobs.c.request).where(jobs.c.id == job_id)) or {}
+        remote = request.get("remote")
+        if remote is not None and remote.get("sealed_token"):
+            without = {**request, "remote": {**remote, "sealed_token": ""}}
+            await tx.execute(update(jobs).where(jobs.c.id == job_id).values(request=without))
+
+    async def add_running(self, tx: AsyncConnection, new: NewJob, owner: str) -> Job:
+        """Accept a job that `owner` begins with at once, without taking a turn: it is in its first attempt
+        when the transaction commits. Raises `IntegrityError` when the image is being worked on.
+        """
+        now, values, tier = utc_now(), asdict(new), tier_of(new.priority)
+        stores = values.pop("stores")
+        await tx.execute(
+            insert(jobs).values(
+                **values,
+                state=JobState.RUNNING,
+                phase="starting",
+                owner=owner,
+                epoch=1,
+                lease_until=database_time(self.lease_s),
+                renewed_at=database_time(),
+                checkpoint={},
+                flow=flow_of(new.principal, stores),
+                tier=tier,
+                tier_since=database_time(),
+                turn=await served_turn(tx, tier),
+                created_at=now,
+                updated_at=now,
+                started_at=now,
+            )
+        )
+        await tx.execute(
+            insert(job_stores), [{"job_id": new.id, "store": store} for store in dict.fromkeys(stores)]
+        )
+        await announce(tx, ANNOUNCED_JOB + new.id)
+        return await self.get(tx, new.id)
+
+    async def find_by_key(self, tx: AsyncConnection, principal: str, key: str) -> Job | None:
+        """The job for which the principal used the idempotency key; the first one of a batch."""
+        found = await tx.execute(
+            _select_jobs().where(jobs.c.principal == principal, jobs.c.idempotency_key == key)
+        )
+        row = found.mappings().one_or_none()
+        return None if row is None else _job(row)
+
+    async def has_room(self, tx: AsyncConnection, most: int, adding: int) -> bool:
+        """Whether not more than `most` jobs are queued when so many more are. Jobs that others accept at the
+        same moment are not seen.
+        """
+        beyond = most - adding
+        if beyond < 0:
+            return False
+        return (await tx.scalar(select(jobs.c.seq).where(QUEUED).offset(beyond).limit(1))) is None
+
+    async def batch(self, tx: AsyncConnection, batch_id: str) -> list[Job]:
+        """The jobs of a batch in the order of submission. Raises `JobNotFoundError`."""
+        found = await tx.execute(_select_jobs().where(jobs.c.batch_id == batch_id).order_by(jobs.c.seq))
+        members = [_job(row) for row in found.mappings()]
+        if not members:
+            raise JobNotFoundError(f"There is no batch {batch_id}.")
+        return members
+
+    async def release(self, tx: AsyncConnection, job: Job) -> bool:
+        """One of those that a queued job comes after has been done; whether nothing holds it any more."""
+        fewer = update(jobs).where(jobs.c.id == job.id, QUEUED, jobs.c.held_by > 0)
+        left = (
+            await tx.execute(
+                fewer.values(held_by=jobs.c.held_by - 1, updated_at=utc_now()).returning(jobs.c.held_by)
+            )
+        ).scalar_one_or_none()
+        if left != 0:
+            return False
+        place = await tx.execute(PLACES.where(jobs.c.id == job.id))
+        await enter_line(tx, place.mappings().all(), phase="queued")
+        await announce(tx, ANNOUNCED_JOB + job.id)
+        await announce(tx, ANNOUNCED_WORK)
+        return True
+
     async def get(self, tx: AsyncConnection, job_id: str) -> Job:
         """Raises `JobNotFoundError`."""
-        row = (await tx.execute(select(jobs).where(jobs.c.id == job_id))).mappings().one_or_none()
+        row = (await tx.execute(_select_jobs().where(jobs.c.id == job_id))).mappings().one_or_none()
         if row is None:
             raise JobNotFoundError(f"There is no job {job_id}.")
         return _job(row)
@@ -111,14 +219,37 @@ class JobQueue:
         """Jobs, newest first, at most `limit`, after the one called `marker`. Raises `JobNotFoundError` for
         an unknown marker.
         """
-        query = select(jobs).order_by(jobs.c.seq.desc()).limit(limit)
-        for column in fields(wanted):
-            value = getattr(wanted, column.name)
+        query = _select_jobs().order_by(jobs.c.seq.desc()).limit(limit)
+        for name in ("state", "kind", "image_id", "batch_id"):
+            value = getattr(wanted, name)
             if value is not None:
-                query = query.where(jobs.c[column.name] == value)
+                query = query.where(jobs.c[name] == value)
+        if wanted.kinds is not None:
+            query = query.where(jobs.c.kind.in_(sorted(wanted.kinds)))
         if marker is not None:
             query = query.where(jobs.c.seq < (await self.get(tx, marker)).seq)
         return [_job(row) for row in (await tx.execute(query)).mappings()]
+
+    async def latest(
+        self, tx: AsyncConnection, image_ids: Collection[str], kinds: Collection[JobKind]
+    ) -> dict[str, Job]:
+        """The last job of these kinds by image, for those images that have one."""
+        if not image_ids:
+            return {}
+        last = (
+            select(func.max(jobs.c.seq))
+            .where(jobs.c.image_id.in_(image_ids), jobs.c.kind.in_(kinds))
+            .group_by(jobs.c.image_id)
+        )
+        rows = await tx.execute(_select_jobs().where(jobs.c.seq.in_(last)))
+        return {row["image_id"]: _job(row) for row in rows.mappings()}
+
+    async def unfinished(self, tx: AsyncConnection, image_id: str) -> list[Job]:
+        """The image's jobs that have not ended, in the order of submission."""
+        query = _select_jobs().where(
+            jobs.c.image_id == image_id, jobs.c.state.in_((JobState.QUEUED, JobState.RUNNING))
+        )
+        return [_job(row) for row in (await tx.execute(query.order_by(jobs.c.seq))).mappings()]
 
     async def counts(self, tx: AsyncConnection) -> dict[JobState, int]:
         """How many jobs there are in each state."""
@@ -131,7 +262,11 @@ class JobQueue:
 
         Only for a catalogue that one daemon has for itself.
         """
-        await tx.execute(update(jobs).where(jobs.c.waiting_for.is_not(None)).values(waiting_for=None))
+        # Whatever they wait for is looked at anew; first, to come back behind what was running.
+        while parked := await self.parked_on(tx):
+            await self.unpark(tx, parked)
+        failing = update(jobs).where(QUEUED, jobs.c.failing_since.is_not(None))
+        await tx.execute(failing.values(failing_since=None))
         lost = await tx.execute(
             update(jobs)
             .where(jobs.c.state == JobState.RUNNING, jobs.c.owner != owner)
@@ -139,6 +274,7 @@ class JobQueue:
                 state=JobState.QUEUED,
                 owner=None,
                 lease_until=None,
+                failing_since=None,
                 phase="queued again: the daemon had stopped",
                 updated_at=utc_now(),
             )
@@ -146,17 +282,26 @@ class JobQueue:
         return lost.rowcount
 
     async def candidates(
-        self, tx: AsyncConnection, *, limit: int, but_not: Collection[str] = ()
+        self,
+        tx: AsyncConnection,
+        *,
+        limit: int,
+        but_not: Collection[str] = (),
+        full: Collection[str] = (),
     ) -> list[Job]:
-        """The oldest jobs that could be claimed now, those whose worker is gone first, without `but_not`.
+        """The jobs that could be claimed now in the order of their turns, without `but_not` and those that
+        need a store in `full`. First come those that are to end as cancelled, which wait for nothing, then
+        those whose worker is gone.
 
-        Left out: those that wait for a store or for their back-off, those whose image is being worked on
-        or not imported yet, and those that another node is just looking at.
+        Left out: those that wait for other jobs, for a time, for a store or for their back-off, those whose
+        image is being worked on or not imported yet, and those that another node is just looking at.
         """
-        return [
-            *await self._free(tx, GONE, limit=limit, but_not=but_not),
-            *await self._free(tx, WAITING, limit=limit, but_not=but_not),
-        ][:limit]
+        found: list[Job] = []
+        for conditions in (CANCELLED, GONE, WAITING):
+            if len(found) < limit:
+                known = [*but_not, *(job.id for job in found)]
+                found += await self._free(tx, conditions, limit=limit - len(found), but_not=known, full=full)
+        return found
 
     async def _free(
         self,
@@ -165,8 +310,9 @@ class JobQueue:
         *,
         limit: int,
         but_not: Collection[str],
+        full: Collection[str],
     ) -> list[Job]:
-        query = free_jobs(conditions).limit(limit)
+        query = free_jobs(conditions, full=full).limit(limit)
         if but_not:
             query = query.where(jobs.c.id.not_in(but_not))
         return [_job(row) for row in (await tx.execute(query)).mappings()]
@@ -183,12 +329,7 @@ class JobQueue:
         claiming = (
             update(jobs)
             .where(
-                jobs.c.id == job.id,
-                or_(
-                    jobs.c.state == JobState.QUEUED,
-                    (jobs.c.state == JobState.RUNNING) & _lease_is_over(),
-                ),
-                jobs.c.epoch == job.epoch,
+                *_is_free(job),
                 ~exists().where(
                     other.c.image_id == job.image_id,
                     other.c.state == JobState.RUNNING,
@@ -199,9 +340,12 @@ class JobQueue:
                 state=JobState.RUNNING,
                 owner=owner,
                 lease_until=database_time(self.lease_s),
+                renewed_at=database_time(),
+                progress=None,
                 epoch=job.epoch + 1,
                 phase="starting",
                 not_before=None,
+                waiting_for=None,
                 started_at=func.coalesce(jobs.c.started_at, now),
                 updated_at=now,
             )
@@ -226,7 +370,7 @@ class JobQueue:
                 jobs.c.state == JobState.RUNNING,
                 jobs.c.lease_until > database_time(),
             )
-            .values(lease_until=database_time(self.lease_s))
+            .values(lease_until=database_time(self.lease_s), renewed_at=database_time())
             .returning(jobs.c.id, jobs.c.epoch, jobs.c.cancel_requested, jobs.c.rate_limit)
         )
         found = [
@@ -235,26 +379,42 @@ class JobQueue:
         ]
         return {one.job_id: one for one in found}
 
-    async def park(self, tx: AsyncConnection, job: Job, store: str) -> None:
-        """Leave a queued job aside until `store` is usable."""
-        await tx.execute(
+    async def park(self, tx: AsyncConnection, job: Job, store: str) -> bool:
+        """Leave a job that nobody is working on aside until `store` is usable; False when somebody was
+        quicker.
+        """
+        parked = await tx.execute(
             update(jobs)
-            .where(jobs.c.id == job.id, jobs.c.state == JobState.QUEUED, jobs.c.epoch == job.epoch)
-            .values(waiting_for=store, phase=_fitting(f"waiting for store {store}"), updated_at=utc_now())
+            .where(*_is_free(job))
+            .values(
+                state=JobState.QUEUED,
+                owner=None,
+                lease_until=None,
+                waiting_for=store,
+                phase=_fitting(f"waiting for store {store}"),
+                updated_at=utc_now(),
+            )
         )
+        return parked.rowcount == 1
 
-    async def unpark(self, tx: AsyncConnection, stores: Collection[str]) -> list[str]:
-        """Make the jobs that wait for these stores claimable again; returns their ids."""
-        waiting = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, jobs.c.waiting_for.in_(stores))
-        ids = list((await tx.execute(waiting)).scalars())
-        if ids:
-            await tx.execute(
-                update(jobs)
-                .where(jobs.c.state == JobState.QUEUED, jobs.c.waiting_for.in_(stores))
-                .values(waiting_for=None, phase="queued", updated_at=utc_now())
+    async def unpark(
+        self, tx: AsyncConnection, stores: Collection[str], *, limit: int = AT_ONCE
+    ) -> list[str]:
+        """Make the first `limit` jobs that wait for these stores claimable again; returns their ids."""
+        waiting = (
+            PLACES.where(jobs.c.state == JobState.QUEUED, jobs.c.waiting_for.in_(stores))
+            .order_by(jobs.c.tier, jobs.c.turn, jobs.c.seq)
+            .limit(limit)
+            .with_for_update()
+        )
+        found = (await tx.execute(waiting)).mappings().all()
+        if found:
+            # The time in which nothing could be tried does not count towards giving up.
+            await come_back(
+                tx, found, waiting_for=None, failing_since=None, phase="queued", updated_at=utc_now()
             )
             await announce(tx, ANNOUNCED_WORK)
-        return ids
+        return [row["id"] for row in found]
 
     async def parked_on(self, tx: AsyncConnection) -> set[str]:
         """The stores that jobs are waiting for."""
@@ -277,10 +437,27 @@ class JobQueue:
             await announce(tx, ANNOUNCED_WORK)
         return await self.get(tx, claim.job_id)
 
+    async def note_progress(
+        self, tx: AsyncConnection, owner: str, progress: Mapping[tuple[str, int], Mapping[str, Any]]
+    ) -> None:
+        """Keep for the other nodes how far the owner's attempts (job id, epoch) are."""
+        noted = (
+            update(jobs)
+            .where(jobs.c.id == bindparam("job"), jobs.c.epoch == bindparam("number"), jobs.c.owner == owner)
+            .values(progress=bindparam("now", type_=jobs.c.progress.type))
+        )
+        if progress:
+            await tx.execute(
+                noted,
+                [{"job": job, "number": epoch, "now": now} for (job, epoch), now in progress.items()],
+            )
+
     async def confirm(self, tx: AsyncConnection, claim: Claim) -> None:
         """Renew the lease of one job. Raises `LeaseLostError` when it is not ours any more."""
         done = await tx.execute(
-            update(jobs).where(*is_held(claim)).values(lease_until=database_time(self.lease_s))
+            update(jobs)
+            .where(*is_held(claim))
+            .values(lease_until=database_time(self.lease_s), renewed_at=database_time())
         )
         if done.rowcount != 1:
             raise lease_lost(claim)
@@ -317,13 +494,28 @@ class JobQueue:
             f"The job {job_id} has published its result ({job.phase}); what remains is done to the end."
         )
 
-    async def end_queued(self, tx: AsyncConnection, job: Job, state: JobState, phase: str) -> Job:
+    async def end_queued(
+        self,
+        tx: AsyncConnection,
+        job: Job,
+        state: JobState,
+        phase: str,
+        *,
+        error: Mapping[str, Any] | None = None,
+    ) -> Job:
         """End a job that nobody is working on. Raises `LeaseLostError` when somebody is now."""
         now = utc_now()
         done = await tx.execute(
             update(jobs)
             .where(jobs.c.id == job.id, jobs.c.state == JobState.QUEUED, jobs.c.epoch == job.epoch)
-            .values(state=state, phase=phase, waiting_for=None, finished_at=now, updated_at=now)
+            .values(
+                state=state,
+                phase=_fitting(phase),
+                error=error or job.error,
+                waiting_for=None,
+                finished_at=now,
+                updated_at=now,
+            )
         )
         if done.rowcount != 1:
             raise LeaseLostError(f"The job {job.id} was claimed meanwhile.")
@@ -344,30 +536,19 @@ class JobQueue:
         await announce(tx, ANNOUNCED_JOB + job_id)
         return job
 
-    async def unclean(self, tx: AsyncConnection, *, limit: int, after: int = 0) -> list[Job]:
-        """Finished jobs whose attempts may still have something in a store, oldest first, from those with a
-        greater `seq` than `after`.
-        """
-        query = (
-            select(jobs)
-            .where(text("cleaned_epoch < epoch"), jobs.c.state.in_(TERMINAL), jobs.c.seq > after)
-            .order_by(jobs.c.seq)
-            .limit(limit)
-        )
-        return [_job(row) for row in (await tx.execute(query)).mappings()]
-
-    async def mark_clean(self, tx: AsyncConnection, job: Job) -> None:
-        """Record that nothing of this finished job's attempts is left."""
-        await tx.execute(
-            update(jobs)
-            .where(jobs.c.id == job.id, jobs.c.epoch == job.epoch, jobs.c.state.in_(TERMINAL))
-            .values(cleaned_epoch=job.epoch)
-        )
-
 
 def _fitting(phase: str) -> str:
     """PostgreSQL takes no text that is longer than its column."""
     return phase[:_LONGEST_PHASE]
+
+
+def _is_free(job: Job) -> tuple[ColumnElement[bool], ...]:
+    """Nobody is working on the job, and nobody has since it was read."""
+    return (
+        jobs.c.id == job.id,
+        or_(jobs.c.state == JobState.QUEUED, (jobs.c.state == JobState.RUNNING) & lease_is_over()),
+        jobs.c.epoch == job.epoch,
+    )
 
 
 def is_held(claim: Claim) -> tuple[ColumnElement[bool], ...]:
@@ -389,46 +570,17 @@ def lease_lost(claim: Claim) -> LeaseLostError:
     )
 
 
-def _lease_is_over() -> ColumnElement[bool]:
-    return or_(
-        jobs.c.lease_until.is_(None),
-        jobs.c.lease_until <= database_time(),
-        jobs.c.lease_until > database_time(LONGEST_LEASE_S * 2),
-    )
+def _held_phase(new: NewJob) -> str:
+    parts = []
+    if new.batch_after:
+        parts.append(f"for {', '.join(new.batch_after)} of its batch")
+    if new.start_after is not None:
+        parts.append("for its time")
+    return _fitting(f"waiting {' and '.join(parts)}")
 
 
-def _waiting() -> tuple[ColumnElement[bool], ...]:
-    """Queued, and nothing is in the way."""
-    other = jobs.alias("other")
-    image_is_busy = exists().where(
-        other.c.image_id == jobs.c.image_id,
-        or_(
-            other.c.state == JobState.RUNNING,
-            (other.c.state == JobState.QUEUED) & (other.c.kind == JobKind.IMPORT) & (other.c.id != jobs.c.id),
-        ),
-    )
-    return (
-        jobs.c.state == JobState.QUEUED,
-        jobs.c.waiting_for.is_(None),
-        or_(
-            jobs.c.not_before.is_(None),
-            jobs.c.not_before <= database_time(),
-            jobs.c.not_before > database_time(LONGEST_WAIT_S),
-        ),
-        ~image_is_busy,
-    )
-
-
-WAITING = _waiting()
-GONE = (jobs.c.state == JobState.RUNNING, _lease_is_over())
-"""Whoever worked on it has not renewed the lease."""
-
-
-def free_jobs(conditions: Collection[ColumnElement[bool]]) -> Select[Any]:
-    """The oldest such jobs that no other node is looking at; nobody else can look at them until the
-    transaction ends.
-    """
-    return select(jobs).where(*conditions).order_by(jobs.c.seq).with_for_update(skip_locked=True, of=jobs)
+def _select_jobs() -> Select[Any]:
+    return select(jobs, database_time().label("read_at"))
 
 
 def _job(row: RowMapping) -> Job:

@@ -16,9 +16,19 @@ if TYPE_CHECKING:
 
 
 def describe_error(error: GlissadeError) -> dict[str, Any]:
-    """An error as the API shows it."""
+    """An error as the API shows it and the job's row keeps it."""
     store = error.store if isinstance(error, StoreError) else None
-    return {"code": error.code, "message": error.message, "hint": error.hint, "store": store}
+    return {
+        "code": error.code,
+        "message": _storable(error.message),
+        "hint": _storable(error.hint),
+        "store": store,
+    }
+
+
+def _storable(text: str) -> str:
+    """The text without what no answer and no row can hold: errors may quote what others sent."""
+    return text.encode(errors="replace").decode().replace("\0", "?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

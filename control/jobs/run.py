@@ -54,6 +54,8 @@ class Run:
         """What an earlier attempt left to go on with."""
         self.keep_if: Callable[[BaseException], bool] = lambda _: False
         """Whether there will be another attempt after this error."""
+        self.intended: tuple[str, ...] = ()
+        """The stores in which this attempt may have made something."""
         self._log = services.checkpoints.log(claim)
 
     def checkpoints(self) -> Checkpointing:
@@ -92,6 +94,26 @@ class Run:
 
         await self._commit(step)
 
+    async def intend(
+        self,
+        phase: str,
+        destinations: Sequence[Destination],
+        *,
+        work: Callable[[AsyncConnection], Awaitable[object]] | None = None,
+    ) -> None:
+        """As `record`, and in the same commit note in the ledger what will be made in these places. To be
+        done before any of their stores is touched.
+        """
+        stores = [destination.store.name for destination in destinations]
+
+        async def note(tx: AsyncConnection) -> None:
+            await self.services.ledger.intend(tx, self.job, stores)
+            if work is not None:
+                await work(tx)
+
+        self.intended = tuple(stores)
+        await self.record(phase, work=note)
+
     async def publish(
         self,
         phase: str,
@@ -113,6 +135,7 @@ class Run:
                 **self._values(phase, {**(checkpoint or {}), "published": list(stores)}),
                 report=self.report.as_json(),
             )
+            await self.services.ledger.publish(tx, job, stores)
             await work(tx)
             return job
 
@@ -122,7 +145,7 @@ class Run:
         except GlissadeError:
             del self.report.steps[len(self.report.steps) - len(published) :]
             raise
-        fail_point(Arrow.PUBLISHED if published else Arrow.DELETE_INTENDED)
+        fail_point(Arrow.DELETE_INTENDED if "delete" in (checkpoint or {}) else Arrow.PUBLISHED)
 
     async def confirm_lease(self) -> None:
         """Before something that cannot be undone: renew the lease now. What follows at once, nobody else can
@@ -165,18 +188,21 @@ class Run:
             values["checkpoint"] = {**self.job.checkpoint, **checkpoint}
         return values
 
-    def destination(self, store_id: str) -> Destination:
+    def destination(self, store_id: str, *, staging: bool = False) -> Destination:
         """A place for the job's image in a store, under this attempt's name. Raises `UnknownStoreError`,
         `StoreNotWritableError`.
         """
         return Destination(
-            store=self.services.stores.writable(store_id),
+            store=self.services.stores.writable(store_id, staging=staging),
             key=self.job.image_id,
             attempt=self.job.attempt(self.job.epoch),
             limits=(self.services.limits.store(store_id),),
+            outside=self.job.is_at_once,
         )
 
-    def destinations(self, stores: Iterable[str], *, all_must_succeed: bool) -> list[Destination]:
+    def destinations(
+        self, stores: Iterable[str], *, all_must_succeed: bool, staging: bool = False
+    ) -> list[Destination]:
         """Places in all these stores, by name (see `drivers.wrap.limited` for why in that order).
 
         Unless all must succeed, a store that cannot be added to is left out, and the report says so. Raises
@@ -187,7 +213,7 @@ class Run:
         for store_id in sorted(stores):
             obstacle = None if all_must_succeed else self.services.why_unusable(store_id, Use.ADD)
             if obstacle is None:
-                made.append(self.destination(store_id))
+                made.append(self.destination(store_id, staging=staging))
             else:
                 left_out = obstacle
                 self.report.add(StepReport.failed("write", store_id, obstacle))
@@ -206,7 +232,14 @@ class Run:
         of_stores = (self.services.limits.store(store) for store in stores)
         return (self.services.limits.node, self.bucket, *of_stores)
 
-    def content(self, image: Image | None, done: TransferReport, os_hash_algo: str) -> Content:
+    def content(
+        self,
+        image: Image | None,
+        done: TransferReport,
+        os_hash_algo: str,
+        *,
+        virtual_size_bytes: int | None = None,
+    ) -> Content:
         """What the bytes of a transfer turned out to be, as far as they were digested."""
         algorithm = image.os_hash_algo if image is not None and image.os_hash_algo else os_hash_algo
         strong = done.digests.get(algorithm)
@@ -215,6 +248,7 @@ class Run:
             checksum=done.digests.get("md5"),
             os_hash_algo=algorithm if strong is not None else None,
             os_hash_value=strong,
+            virtual_size_bytes=virtual_size_bytes,
         )
 
 

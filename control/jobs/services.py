@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from control.jobs.errors import SourceNotAllowedError, UnknownStoreError
+from control.jobs.quotas import Quotas
 from dataplane.errors import StoreError, UnavailableError
 from drivers.health import Use
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from control.catalog.database import Database
     from control.catalog.images import Image, Images, Location
     from control.jobs.board import Board
     from control.jobs.checkpoints import Checkpoints
+    from control.jobs.ledger import Ledger
     from control.jobs.limits import Limits
     from control.jobs.queue import JobQueue
+    from control.jobs.remotes import RemoteImages
     from control.jobs.requests import ImportSource
     from control.jobs.stores import Stores
     from dataplane.errors import GlissadeError
@@ -59,6 +62,7 @@ class Services:
     database: Database
     images: Images
     queue: JobQueue
+    ledger: Ledger
     stores: Stores
     health: HealthMonitor
     engine: Engine
@@ -67,6 +71,11 @@ class Services:
     board: Board
     checkpoints: Checkpoints
     os_hash_algo: str
+    require_format_match: bool = True
+    remotes: RemoteImages | None = None
+    quotas: Quotas = field(default_factory=Quotas)
+    bodies: dict[str, Source] = field(default_factory=dict)
+    """What the uploads that run here read from, by job; touched by plain code on the loop only."""
 
     def first_unusable(
         self,
@@ -153,6 +162,16 @@ class Services:
             )
         usable = [place for place in places if Use.READ in self.uses_of(place.store)]
         return (usable or places)[0]
+
+    def places_to_read(self, image: Image, prefer: Sequence[str] = ()) -> list[Location]:
+        """Where the image can be read now, those in the preferred stores first; where it should be when that
+        is nowhere. Raises `UnknownStoreError`.
+        """
+        first = self.place_to_read(image, None)
+        places = self.stores.in_reading_order(image.locations)
+        usable = [place for place in places if Use.READ in self.uses_of(place.store)] or [first]
+        ranks = {self.stores.get(store).id: rank for rank, store in enumerate(prefer)}
+        return sorted(usable, key=lambda place: ranks.get(place.store, len(ranks)))
 
     def first_unusable_place(self, image: Image, store_id: str | None) -> str | None:
         """The store to wait for before the image can be read: from the named store, or from any place it

@@ -15,20 +15,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
+from sqlalchemy import func
 
 from control.catalog.clock import database_time
 from control.catalog.errors import CatalogError, CatalogUnavailableError
-from control.catalog.tables import utc_now
+from control.catalog.tables import jobs, utc_now
+from control.jobs.batches import Missed, settle
 from control.jobs.board import RunningJob
-from control.jobs.cleaning import clear_attempts
+from control.jobs.claiming import Claimer
+from control.jobs.cleaning import Cleared, clear_attempts, spared
 from control.jobs.errors import (
     InternalError,
     JobCancelledError,
@@ -37,39 +39,33 @@ from control.jobs.errors import (
     LeaseLostError,
     NothingToDoError,
     QuarantinedError,
+    UploadLostError,
 )
+from control.jobs.history import History
 from control.jobs.lease import SAFE_PART, Lease, sleepless_time_s
-from control.jobs.model import Job, JobState
-from control.jobs.queue import ANNOUNCED_JOB, LONGEST_WAIT_S, Claim
+from control.jobs.model import ONCE, Job, JobState
+from control.jobs.queue import ANNOUNCED_JOB, Claim, Renewed
+from control.jobs.reaper import Reaper
 from control.jobs.recipes import RECIPES
 from control.jobs.report import describe_error
+from control.jobs.retrying import RETRY, verdict
 from control.jobs.run import Run
-from dataplane.errors import GlissadeError
+from dataplane.errors import GlissadeError, LeftoverBusyError, StoreFullError
 from dataplane.failpoints import Arrow, fail_point
-from dataplane.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from control.jobs.services import Services
-    from dataplane.checkpoint import TransferCheckpoint
-    from drivers.health import Use
+    from dataplane.retry import RetryPolicy
 
 log = logging.getLogger(__name__)
-
-RETRY = RetryPolicy(attempts=5, first_wait_s=1.0, longest_wait_s=LONGEST_WAIT_S)
-"""Each attempt has the stores' own retries inside; a store that is down for longer parks the job without
-counting. What still fails after five attempts needs a person.
-"""
 
 _TURN_S = 1.0
 """How long a back-off that has ended or a change made elsewhere may go unnoticed."""
 _CLEAR_EVERY_S = 30.0
-_LOOK_ANEW_S = 30.0
-"""How long a job that another node parked, for a store that only that node cannot use, may wait for us."""
-_CLEAR_AT_ONCE = 100
 
 
 class Stop(Enum):
@@ -90,6 +86,10 @@ class Ending:
     again: bool = False
     counts: bool = False
     """Whether it counts as a failure towards giving up."""
+    wait_s: float = 0.0
+
+
+_DONE: Final = Ending(state=JobState.SUCCEEDED, phase="done")
 
 
 class _Attempt:
@@ -121,24 +121,35 @@ class Worker:
         max_jobs: int,
         drain_timeout_s: float,
         retry: RetryPolicy = RETRY,
+        stalled_after_s: float = 30.0,
+        history: History | None = None,
     ) -> None:
         self._services = services
         self._owner = owner
         self._max_jobs = max_jobs
         self._drain_timeout_s = drain_timeout_s
         self._retry = retry
+        self._stalled_after_s = stalled_after_s
+        self._history = history or History(services)
+        self._missed = Missed(services)
         self._attempts: dict[str, _Attempt] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Ending | None]] = set()
+        self._group: asyncio.TaskGroup | None = None
         self._wake = asyncio.Event()
         self._beat = asyncio.Event()
-        self._lost: list[Job] = []
-        self._uses_seen: dict[str, frozenset[Use]] = {}
-        self._look_anew_at = 0.0
+        self._lost: list[Run] = []
+        self._claimer = Claimer(services, owner)
         self._stopping = False
+        self._reaper = Reaper(services)
         self._clearing: asyncio.Task[None] | None = None
         self._clear_at = 0.0
         self.turned_at: float | None = None
         """When the worker last came round (loop time); None before it began. What the watchdog looks at."""
+
+    @property
+    def owner(self) -> str:
+        """As whom it claims jobs."""
+        return self._owner
 
     @property
     def is_draining(self) -> bool:
@@ -158,6 +169,15 @@ class Worker:
         if (attempt := self._attempts.get(job_id)) is not None:
             attempt.interrupt(Stop.CANCEL)
 
+    def take_up(self, job: Job, *, asked_at: float) -> asyncio.Task[Ending | None] | None:
+        """Carry out a job that was accepted as begun here, by a request sent then; however much else is being
+        done. Returns what waits for its recorded end (None: it was left to another attempt), or None when
+        nothing is begun here any more.
+        """
+        if self._group is None or self._stopping:
+            return None
+        return self._start(self._group, job, Lease(self._services.queue.lease_s, asked_at=asked_at))
+
     def stop(self) -> None:
         """Claim nothing more, let what runs finish or be queued again, and end."""
         self._stopping = True
@@ -169,6 +189,7 @@ class Worker:
         """
         self.turned_at = asyncio.get_running_loop().time()
         if not self._services.database.is_shared:
+            await self._services.database.write(self._services.ledger.release_all)
             recovered = await self._services.database.write(
                 lambda tx: self._services.queue.recover(tx, self._owner)
             )
@@ -179,6 +200,7 @@ class Worker:
         with self._patience():
             await self._forget_old_checkpoints()
         async with asyncio.TaskGroup() as group:
+            self._group = group
             leases = [
                 group.create_task(self._renew_leases(), name="renew leases"),
                 group.create_task(self._watch_leases(), name="watch leases"),
@@ -191,6 +213,7 @@ class Worker:
                 self._clear_leftovers(group)
                 await self._pause(self._wake.wait())
             await self._drain()
+            self._group = None
             for task in leases:
                 task.cancel()
 
@@ -236,9 +259,14 @@ class Worker:
         if not attempts:
             return
         services, asked_at = self._services, sleepless_time_s()
-        renewed = await services.database.write(
-            lambda tx: services.queue.renew(tx, self._owner, list(attempts)), patience_s=0
-        )
+        progress = self._progress(attempts) if services.database.is_shared else {}
+
+        async def renew(tx: AsyncConnection) -> dict[str, Renewed]:
+            found = await services.queue.renew(tx, self._owner, list(attempts))
+            await services.queue.note_progress(tx, self._owner, progress)
+            return found
+
+        renewed = await services.database.write(renew, patience_s=0)
         for job_id, attempt in attempts.items():
             found = renewed.get(job_id)
             if self._attempts.get(job_id) is not attempt:
@@ -253,6 +281,27 @@ class Worker:
                 attempt.rate_limit = found.rate_limit
                 attempt.run.bucket.set_rate(found.rate_limit)
 
+    def _progress(self, attempts: Mapping[str, _Attempt]) -> dict[tuple[str, int], dict[str, Any]]:
+        """How far these attempts are, for the other nodes to show."""
+        running = self._services.board.running
+        return {
+            (job_id, attempt.run.claim.epoch): running[job_id].facts(attempt.run.job.phase)
+            for job_id, attempt in attempts.items()
+            if job_id in running
+        }
+
+    def _tell_stalls(self) -> None:
+        """Say once of each stall that it began, and that it is over."""
+        for job_id, running in self._services.board.running.items():
+            still_s = running.stalled_s
+            if still_s is not None and not running.was_said:
+                log.warning("Job %s: stalled: no byte has moved for %.0f s", job_id, still_s)
+                self._services.board.changed(job_id)
+            elif still_s is None and running.was_said:
+                log.info("Job %s: goes on", job_id)
+                self._services.board.changed(job_id)
+            running.was_said = still_s is not None
+
     async def _watch_leases(self) -> None:
         """Stop what could not be renewed in time. After a sleep, this is the first thing to happen."""
         lease_s = self._services.queue.lease_s
@@ -265,7 +314,8 @@ class Worker:
                         lease_s * SAFE_PART,
                     )
                     attempt.interrupt(Stop.LEASE)
-            await asyncio.sleep(lease_s / 24)
+            self._tell_stalls()
+            await asyncio.sleep(min(lease_s / 24, _TURN_S))
 
     async def _forget_old_checkpoints(self) -> None:
         """Those of jobs that have ended, if the daemon was killed just then."""
@@ -287,92 +337,60 @@ class Worker:
             return
 
     async def _claim_some(self, group: asyncio.TaskGroup) -> None:
-        """Claim the oldest jobs that can be worked on, as many as there is room for."""
-        while (room := self._max_jobs - len(self._attempts)) > 0:
+        """Claim the jobs whose turn it is, as many as there is room for."""
+        while (room := self._max_jobs - self._in_turn) > 0:
             asked_at = sleepless_time_s()
-            claimed, changed = await self._services.database.write(
-                partial(self._claim, room=room), patience_s=0
+            found = await self._services.database.write(
+                partial(self._claimer.claim, room=room, but_not=list(self._attempts)), patience_s=0
             )
-            for job_id in changed:
+            for job_id in found.changed:
                 self._services.board.changed(job_id)
-            for job in claimed:
+            for job in found.jobs:
                 self._start(group, job, Lease(self._services.queue.lease_s, asked_at=asked_at))
-            if not claimed:
+            if found.more:
+                self.wake()  # After a turn, which is what the watchdog looks at.
+            if found.more or not found.jobs:
                 return
 
-    async def _claim(self, tx: AsyncConnection, *, room: int) -> tuple[list[Job], list[str]]:
-        """Claim up to `room` jobs and park those in front of them whose stores are down; also the ids of
-        jobs that changed.
-        """
-        services = self._services
-        self._look_anew()
-        better = [name for name in await services.queue.parked_on(tx) if self._is_better(name)]
-        changed = await services.queue.unpark(tx, better) if better else []
-        claimed: list[Job] = []
-        while len(claimed) < room:
-            parked = 0
-            for job in await services.queue.candidates(
-                tx, limit=room - len(claimed), but_not=list(self._attempts)
-            ):
-                store = await self._waits_for(tx, job)
-                if store is not None:
-                    uses = services.uses_of(store)
-                    self._uses_seen[store] = self._uses_seen.get(store, uses) & uses
-                    await services.queue.park(tx, job, store)
-                    changed.append(job.id)
-                    parked += 1
-                elif (mine := await services.queue.claim(tx, job, self._owner)) is not None:
-                    claimed.append(mine)
-                    changed.append(job.id)
-            if not parked:
-                break
-        return claimed, changed
+    @property
+    def _in_turn(self) -> int:
+        """How many of the attempts in progress took their turn."""
+        return sum(not attempt.run.job.is_at_once for attempt in self._attempts.values())
 
-    def _look_anew(self) -> None:
-        """Where jobs are parked by others, too, a store that we can use may have jobs waiting for it."""
-        now = asyncio.get_running_loop().time()
-        if self._services.database.is_shared and now >= self._look_anew_at:
-            self._look_anew_at = now + _LOOK_ANEW_S
-            self._uses_seen.clear()
-
-    def _is_better(self, store: str) -> bool:
-        """Whether the store can be used in a way in which it could not when jobs were parked for it; whether
-        they waited for just that, their recipes say.
-        """
-        before = self._uses_seen.get(store, frozenset())
-        self._uses_seen[store] = self._services.uses_of(store)
-        return bool(self._uses_seen[store] - before)
-
-    async def _waits_for(self, tx: AsyncConnection, job: Job) -> str | None:
-        try:
-            return await RECIPES[job.kind].waits_for(tx, job, self._services)
-        except CatalogError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one job, the others go on
-            log.debug("Job %s: %r while looking for its stores; its attempt will tell", job.id, error)
-            return None
-
-    def _start(self, group: asyncio.TaskGroup, job: Job, lease: Lease) -> None:
+    def _start(self, group: asyncio.TaskGroup, job: Job, lease: Lease) -> asyncio.Task[Ending | None]:
         run = Run(self._services, job, Claim(job_id=job.id, epoch=job.epoch, owner=self._owner), lease)
         attempt = _Attempt(run)
         self._attempts[job.id] = attempt
-        self._services.board.running[job.id] = RunningJob(run.progress, run.bucket)
+        services = self._services
+        services.board.running[job.id] = RunningJob(
+            run.progress,
+            run.bucket,
+            limits=(services.limits.node, *services.limits.stores.values()),
+            patience_s=self._stalled_after_s,
+            piece_bytes=services.engine.pool.chunk_bytes,
+            sharing=services.board.running,
+        )
         log.info("Job %s (%s of image %s): attempt %d begins", job.id, job.kind, job.image_id, job.epoch)
         task = group.create_task(self._carry_out(attempt), name=f"job {job.id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _carry_out(self, attempt: _Attempt) -> None:
-        """One attempt from claim to its recorded end."""
+    async def _carry_out(self, attempt: _Attempt) -> Ending | None:
+        """One attempt from claim to its recorded end, which is returned; None when somebody else records
+        it.
+        """
         run = attempt.run
         run.keep_if = partial(self._will_go_on, attempt)
         try:
-            ending = await self._work(attempt)
+            ending = _last(await self._work(attempt), run.job)
             self._services.report_failure(ending.error)
-            await self._end(run, ending)
+            return await self._end(run, ending)
         except LeaseLostError as error:
             log.warning("Job %s: %s", run.job.id, error)
-            self._lost.append(run.job)
+            if run.intended:
+                self._lost.append(run)
+            return None
         finally:
             del self._attempts[run.job.id]
             del self._services.board.running[run.job.id]
@@ -406,15 +424,20 @@ class Worker:
             raise
         except (asyncio.CancelledError, JobCancelledError) as error:
             return self._after_interruption(attempt, error)
-        except NothingToDoError as error:
+        except Exception as error:
+            if attempt.stop is Stop.LEASE:  # What the stopping met; others may work on the job already.
+                raise LeaseLostError("The lease was lost; the attempt was stopped.") from error
+            return self._after_error(run.job, error)
+        return _DONE
+
+    def _after_error(self, job: Job, error: Exception) -> Ending:
+        if isinstance(error, NothingToDoError):
             return Ending(state=JobState.IGNORED, phase="nothing to do", error=error)
-        except QuarantinedError as error:
+        if isinstance(error, QuarantinedError):
             return Ending(state=JobState.QUARANTINED, phase="quarantined", error=error)
-        except GlissadeError as error:
-            return self._after_failure(run.job, error)
-        except Exception as error:  # noqa: BLE001 - the edge of a job; logged with its traceback
-            return _after_defect(run.job, error)
-        return Ending(state=JobState.SUCCEEDED, phase="done")
+        if isinstance(error, GlissadeError):
+            return self._after_failure(job, error)
+        return _after_defect(job, error)
 
     def _will_go_on(self, attempt: _Attempt, error: BaseException) -> bool:
         """Whether another attempt comes after this error, so that what the stores have so far is of use."""
@@ -442,84 +465,103 @@ class Worker:
             raise JobCancelledError(f"The job {run.job.id} was cancelled.")
         if stores and run.job.epoch > 1 and not run.job.published:
             run.resume = await self._services.checkpoints.load(run.job.id)
-        leftovers = await clear_attempts(
-            self._services, run.job, stores, through=run.job.epoch - 1, spare=_kept(run.resume)
+        busy = await self._clear_before(run) if run.job.epoch > 1 else {}
+        try:
+            await recipe.run(run)
+        except StoreFullError as error:
+            if error.store not in busy:
+                raise
+            raise _still_taking_space(error, busy[error.store]) from error
+
+    async def _clear_before(self, run: Run) -> Mapping[str, LeftoverBusyError]:
+        """What earlier attempts left is gone, but for what this one goes on with, and what is returned, by
+        store: it is out of the way, but still takes space. Raises why the rest is not gone, unless the job
+        can do without that store.
+        """
+        cleared = await clear_attempts(
+            self._services, run.job, through=run.job.epoch - 1, spare=spared(run.resume)
         )
-        if leftovers and run.job.request.get("all_stores_must_succeed", True):
-            raise leftovers[0]  # In that store the new attempt would meet what the old one left.
-        await recipe.run(run)
+        if cleared.artefacts:
+            await run.write(lambda tx: self._services.ledger.strike(tx, cleared.artefacts))
+        busy = {error.store: error for error in cleared.failures if isinstance(error, LeftoverBusyError)}
+        if run.job.published:
+            return busy  # Nothing is made any more: what is left are marks, and in the ledger.
+        in_the_way = [error for error in cleared.failures if not isinstance(error, LeftoverBusyError)]
+        if in_the_way and run.job.request.get("all_stores_must_succeed", True):
+            raise in_the_way[0]  # In that store the new attempt would meet what the old one left.
+        return busy
 
     def _after_failure(self, job: Job, error: GlissadeError) -> Ending:
-        """Whether to try again: errors that may pass are tried again a few times, and for ever once the
-        result is published.
-        """
-        if error.retryable and (job.published or job.failures + 1 < self._retry.attempts):
-            return Ending(
-                state=JobState.QUEUED,
-                phase=f"waiting to try again after {error.code}",
-                error=error,
-                again=True,
-                counts=True,
-            )
-        return Ending(state=JobState.FAILED, phase="failed", error=error)
+        """Whether to try again: see `retrying.py`."""
+        found = verdict(job, error, self._retry)
+        if not found.again:
+            return Ending(state=JobState.FAILED, phase=found.why, error=error)
+        return Ending(
+            state=JobState.QUEUED,
+            phase=f"waiting to try again after {error.code}",
+            error=error,
+            again=True,
+            counts=True,
+            wait_s=found.wait_s,
+        )
 
-    async def _end(self, run: Run, ending: Ending) -> None:
-        """Clear up and record the end in one transaction."""
+    async def _end(self, run: Run, ending: Ending) -> Ending:
+        """Clear up and record the end in one transaction; returns what was recorded."""
         job = run.job
-        try:
-            stores = RECIPES[job.kind].written_stores(job)
-        except ValidationError:
-            stores = ()
         spare: Mapping[str, str] = {}
-        if stores and ending.again and not job.published:
-            spare = _kept(await self._services.checkpoints.load(job.id))
-        leftovers = await self._cleared(run, stores, spare)
-        fail_point(Arrow.CLEARED)
-        values: dict[str, Any] = {
-            "state": ending.state,
-            "phase": ending.phase,
-            "error": describe_error(ending.error) if ending.error is not None else None,
-            "lease_until": None,
-        }
-        if not leftovers and not spare:
-            values["cleaned_epoch"] = job.epoch
-        if (
-            run.report.steps and not ending.again
-        ):  # Another attempt begins with what was published, if anything.
-            values["report"] = run.report.as_json()
-        if ending.again:
-            values |= {"owner": None, "failures": job.failures + ending.counts}
-            if ending.counts:
-                values["not_before"] = database_time(self._wait_s(job.failures))
-        else:
-            values["finished_at"] = utc_now()
-
-        async def finish(tx: AsyncConnection) -> None:
-            ended = await self._services.queue.record(tx, run.claim, **values)
-            if not ending.again and ending.state is not JobState.SUCCEEDED and not ended.published:
-                await RECIPES[job.kind].given_up(tx, ended, self._services)
-
-        await run.write(finish)
-        fail_point(Arrow.FINISHED)
-        if not spare:
+        if ending.again and not job.published:
+            spare = spared(await self._services.checkpoints.load(job.id))
+        cleared = await self._cleared(run, spare)
+        if not spare:  # Once the end is recorded, another node may have the job and checkpoints of its own.
             await self._services.checkpoints.remove(job.id)
+        fail_point(Arrow.CLEARED)
+
+        async def finish(tx: AsyncConnection) -> tuple[Ending, list[str]]:
+            final = await self._final(tx, run, ending)
+            ended = await self._services.queue.record(tx, run.claim, **_recorded(run, final))
+            await self._services.ledger.strike(tx, cleared.artefacts)
+            if not final.again and final.state is not JobState.SUCCEEDED and not ended.published:
+                await RECIPES[job.kind].given_up(tx, ended, self._services)
+            return final, [] if final.again else await settle(tx, ended, self._services)
+
+        final, freed = await run.write(finish)
+        for job_id in freed:
+            self._services.board.changed(job_id)
+        fail_point(Arrow.FINISHED)
+        if spare and not final.again:
+            await self._services.checkpoints.remove(job.id)
+            self.clear_soon()
+        ending = final
         level = logging.INFO if ending.error is None else logging.WARNING
         log.log(level, "Job %s: %s%s", job.id, ending.phase, f": {ending.error}" if ending.error else "")
+        return ending
 
-    async def _cleared(
-        self, run: Run, stores: Sequence[str], spare: Mapping[str, str]
-    ) -> list[GlissadeError]:
-        """What the attempt left is gone; or why not."""
+    async def _final(self, tx: AsyncConnection, run: Run, ending: Ending) -> Ending:
+        """How the attempt ended for those who look at the job. After one of a job that somebody was told is
+        cancelled there is no other one; it may have been too late to interrupt it. One that was interrupted
+        before it heard that its result is published has succeeded when there can be no other one.
+        """
+        is_last = run.job.kind in ONCE
+        if ending.state is JobState.SUCCEEDED or not (ending.again or is_last):
+            return ending
+        await self._services.queue.confirm(tx, run.claim)  # Locks the row: nobody is told so from here on.
+        now = await self._services.queue.get(tx, run.job.id)
+        if is_last and now.published:
+            return _DONE
+        if ending.again and now.cancel_requested and not now.published:
+            return Ending(state=JobState.CANCELLED, phase="cancelled")
+        return ending
+
+    async def _cleared(self, run: Run, spare: Mapping[str, str]) -> Cleared:
+        """What the attempts left and is gone now."""
+        if not run.intended and run.job.epoch == 1:
+            return Cleared()  # Nothing was ever made.
         try:
-            return await clear_attempts(self._services, run.job, stores, through=run.job.epoch, spare=spare)
-        except CatalogUnavailableError as error:
+            return await clear_attempts(self._services, run.job, through=run.job.epoch, spare=spare)
+        except CatalogUnavailableError:
             if not self._services.database.is_shared:
                 raise
-            return [error]  # Whether it can be recorded will be seen; the clearing is repeated later.
-
-    def _wait_s(self, failures: int) -> float:
-        longest = min(self._retry.longest_wait_s, self._retry.first_wait_s * 2 ** min(failures, 16))
-        return random.uniform(0, longest)  # noqa: S311 (jitter, no secret)
+            return Cleared()  # Whether the end can be recorded will be seen; the reaper clears later.
 
     def _clear_leftovers(self, group: asyncio.TaskGroup) -> None:
         """Now and then, try again to clear what finished jobs left in stores that did not answer then."""
@@ -532,52 +574,20 @@ class Worker:
     async def _clear_finished(self) -> None:
         with self._patience():
             await self._clear_lost()
-            await self._clear_unclean()
+            await self._reaper.run()
+            for job_id in await self._missed.settle():
+                self._services.board.changed(job_id)
+            await self._history.prune()
 
     async def _clear_lost(self) -> None:
-        """Our own attempts that lost their leases may have made something after the next attempt had looked;
-        what that one goes on with stays.
+        """Our own attempts that lost their leases may have made something after the next attempt had
+        looked: the reaper will look once more.
         """
         services = self._services
         for lost in list(self._lost):
-            try:
-                job = await services.database.read(partial(services.queue.get, job_id=lost.id))
-                stores = RECIPES[job.kind].written_stores(job)
-            except (JobNotFoundError, ValidationError):
-                self._lost.remove(lost)
-                continue
-            failures: list[GlissadeError] = []
-            if (
-                job.epoch > lost.epoch
-            ):  # Otherwise the next attempt begins by clearing it, and we have stopped.
-                spare = _kept(await services.checkpoints.load(job.id))
-                failures = await clear_attempts(
-                    services, job, stores, since=lost.epoch, through=lost.epoch, spare=spare
-                )
-            if not failures:
-                self._lost.remove(lost)
-
-    async def _clear_unclean(self) -> None:
-        services = self._services
-        after = 0
-        while page := await services.database.read(
-            partial(services.queue.unclean, limit=_CLEAR_AT_ONCE, after=after)
-        ):
-            for job in page:
-                await self._clear_one(job)
-            after = page[-1].seq
-
-    async def _clear_one(self, job: Job) -> None:
-        services = self._services
-        try:
-            stores = RECIPES[job.kind].written_stores(job)
-        except ValidationError:
-            return  # A version that understands the request has to do it.
-        if services.first_unusable(deleting=stores) is None and not await clear_attempts(
-            services, job, stores, through=job.epoch
-        ):
-            await services.checkpoints.remove(job.id)
-            await services.database.write(partial(services.queue.mark_clean, job=job))
+            suspect = partial(services.ledger.suspect, job=lost.job, stores=lost.intended)
+            await services.database.write(suspect)
+            self._lost.remove(lost)
 
     async def _drain(self) -> None:
         """Let running jobs finish for a while, then interrupt them: they are cleared up and queued again."""
@@ -593,12 +603,49 @@ class Worker:
             await self._pause(asyncio.wait(set(self._tasks)))
         if self._clearing is not None:
             self._clearing.cancel()
+        with self._patience():
+            await self._clear_lost()
 
 
-def _kept(checkpoint: TransferCheckpoint | None) -> Mapping[str, str]:
-    """Which attempt's data the checkpoint goes on with, by store."""
-    destinations = checkpoint.destinations if checkpoint is not None else {}
-    return {store: one.attempt for store, one in destinations.items()}
+def _recorded(run: Run, ending: Ending) -> dict[str, Any]:
+    """The columns that tell how the attempt ended."""
+    values: dict[str, Any] = {
+        "state": ending.state,
+        "phase": ending.phase,
+        "error": describe_error(ending.error) if ending.error is not None else None,
+        "lease_until": None,
+    }
+    if not ending.again:
+        values["finished_at"] = utc_now()
+        if run.report.steps:  # Another attempt begins with what was published, if anything.
+            values["report"] = run.report.as_json()
+        return values
+    values |= {"owner": None, "failures": run.job.failures + ending.counts}
+    if ending.counts:
+        values["not_before"] = database_time(ending.wait_s)
+        values["failing_since"] = func.coalesce(jobs.c.failing_since, database_time())
+    return values
+
+
+def _last(ending: Ending, job: Job) -> Ending:
+    """The ending of an attempt after which there cannot be another one."""
+    if job.kind not in ONCE or job.published or not ending.again:
+        return ending
+    error = ending.error or UploadLostError(
+        "The daemon was stopped before all bytes had come.", hint="Upload the image again."
+    )
+    return Ending(state=JobState.FAILED, phase="failed", error=error)
+
+
+def _still_taking_space(full: StoreFullError, busy: LeftoverBusyError) -> LeftoverBusyError:
+    """Why the attempt found no space: there may be some when what an earlier one left can be removed."""
+    return LeftoverBusyError(
+        f"{full.message} {busy.message}",
+        store=busy.store,
+        key=busy.key,
+        hint=busy.hint or full.hint,
+        retry_after_s=busy.retry_after_s,
+    )
 
 
 def _after_defect(job: Job, error: BaseException) -> Ending:

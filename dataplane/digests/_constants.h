@@ -5,6 +5,10 @@
 
 #include <stdint.h>
 
+/* Makes the compiler forget where a table's pointer comes from. Constants that it knows are put together in general
+ * registers and sent to a vector port each; those in memory are operands, and loads have ports of their own. */
+#define FROM_MEMORY(pointer) __asm__("" : "+r"(pointer))
+
 static const uint32_t K_MD5[64] __attribute__((aligned(64))) = {
     0xd76aa478u, 0xe8c7b756u, 0x242070dbu, 0xc1bdceeeu, 0xf57c0fafu, 0x4787c62au, 0xa8304613u, 0xfd469501u,
     0x698098d8u, 0x8b44f7afu, 0xffff5bb1u, 0x895cd7beu, 0x6b901122u, 0xfd987193u, 0xa679438eu, 0x49b40821u,

@@ -30,7 +30,7 @@ struct kernel {
 extern const struct kernel KERNELS[];
 extern const size_t KERNEL_COUNT;
 
-/* The kernel that does md5 and sha512 of so many streams (8 or 4) together, where the CPU can run one; else NULL. */
+/* The kernel that does md5 and sha512 of so many streams (8, 4 or 1) together, where the CPU can run one; else NULL. */
 #define BOTH_LANES 8
 #define FEW_BOTH_LANES 4
 typedef void (*both_fn)(void *const md5_chains[], void *const sha512_chains[], const uint8_t *const data[],
@@ -65,6 +65,8 @@ DECLARE(sha512_x4_avx512);
 DECLARE(sha512_x8_avx512);
 #undef DECLARE
 /* md5 and sha512 of the same bytes; `blocks` of 128 bytes. */
+void md5_sha512_x1_avx512(void *const md5_chains[], void *const sha512_chains[], const uint8_t *const data[],
+                          size_t blocks);
 void md5_sha512_x4_avx512(void *const md5_chains[], void *const sha512_chains[], const uint8_t *const data[],
                           size_t blocks);
 void md5_sha512_x8_avx512(void *const md5_chains[], void *const sha512_chains[], const uint8_t *const data[],

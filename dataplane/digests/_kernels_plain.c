@@ -29,6 +29,7 @@
 #define BITS 32
 #define V uint32_t
 #define ADD WORD_ADD
+#define SUB WORD_SUB
 #define ROR WORD32_ROR
 #define SHR WORD_SHR
 #define SET WORD_SET
@@ -44,6 +45,7 @@
 #define BITS 64
 #define V uint64_t
 #define ADD WORD_ADD
+#define SUB WORD_SUB
 #define ROR WORD64_ROR
 #define SHR WORD_SHR
 #define SET WORD_SET
@@ -91,6 +93,8 @@ const size_t KERNEL_COUNT = sizeof KERNELS / sizeof KERNELS[0];
 both_fn both_kernel(size_t lanes)
 {
 #ifdef GLISSADE_X86
+    if (has_avx512() && lanes == 1)
+        return md5_sha512_x1_avx512;
     if (has_avx512())
         return lanes == FEW_BOTH_LANES ? md5_sha512_x4_avx512 : md5_sha512_x8_avx512;
 #endif

@@ -133,24 +133,6 @@ T_AVX2 INLINE void md5_rows_8(__m256i m[16], const uint8_t *const data[], size_t
     rows_8x32(m + 8, data, at + 32);
 }
 
-/* 4 streams, 16 words of 32 bits each. */
-T_AVX2 INLINE void md5_rows_4(__m128i m[16], const uint8_t *const data[], size_t at)
-{
-    for (size_t i = 0; i < 16; i += 4) {
-        __m128i r[4], s[4];
-        for (int lane = 0; lane < 4; lane++)
-            r[lane] = _mm_loadu_si128((const __m128i *)(const void *)(data[lane] + at + 4 * i));
-        for (int lane = 0; lane < 4; lane += 2) {
-            s[lane] = _mm_unpacklo_epi32(r[lane], r[lane + 1]);
-            s[lane + 1] = _mm_unpackhi_epi32(r[lane], r[lane + 1]);
-        }
-        m[i] = _mm_unpacklo_epi64(s[0], s[2]);
-        m[i + 1] = _mm_unpackhi_epi64(s[0], s[2]);
-        m[i + 2] = _mm_unpacklo_epi64(s[1], s[3]);
-        m[i + 3] = _mm_unpackhi_epi64(s[1], s[3]);
-    }
-}
-
 T_AVX2 INLINE void sha256_rows_8(__m256i w[16], const uint8_t *const data[], size_t at)
 {
     const __m256i swap = _mm256_broadcastsi128_si256(_mm_set_epi8(SWAP32_BYTES));
@@ -167,22 +149,42 @@ T_AVX512 INLINE void sha256_rows_16(__m512i w[16], const uint8_t *const data[], 
         w[i] = _mm512_shuffle_epi8(w[i], swap);
 }
 
+T_AVX2 INLINE __m256i swap_4x64(__m256i words)
+{
+    return _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(_mm_set_epi8(SWAP64_BYTES)));
+}
+
+T_AVX512 INLINE __m512i swap_8x64(__m512i words)
+{
+    return _mm512_shuffle_epi8(words, _mm512_broadcast_i32x4(_mm_set_epi8(SWAP64_BYTES)));
+}
+
+/* 4 streams, 16 words of 64 bits each. */
+T_AVX2 INLINE void rows_4x128(__m256i out[16], const uint8_t *const data[], size_t at)
+{
+    for (int i = 0; i < 16; i += 4)
+        rows_4x64(out + i, data, at + 8 * (size_t)i);
+}
+
+/* 8 streams, 16 words of 64 bits each. */
+T_AVX512 INLINE void rows_8x128(__m512i out[16], const uint8_t *const data[], size_t at)
+{
+    rows_8x64(out, data, at);
+    rows_8x64(out + 8, data, at + 64);
+}
+
 T_AVX2 INLINE void sha512_rows_4(__m256i w[16], const uint8_t *const data[], size_t at)
 {
-    const __m256i swap = _mm256_broadcastsi128_si256(_mm_set_epi8(SWAP64_BYTES));
-    for (int i = 0; i < 16; i += 4)
-        rows_4x64(w + i, data, at + 8 * (size_t)i);
+    rows_4x128(w, data, at);
     for (int i = 0; i < 16; i++)
-        w[i] = _mm256_shuffle_epi8(w[i], swap);
+        w[i] = swap_4x64(w[i]);
 }
 
 T_AVX512 INLINE void sha512_rows_8(__m512i w[16], const uint8_t *const data[], size_t at)
 {
-    const __m512i swap = _mm512_broadcast_i32x4(_mm_set_epi8(SWAP64_BYTES));
-    rows_8x64(w, data, at);
-    rows_8x64(w + 8, data, at + 64);
+    rows_8x128(w, data, at);
     for (int i = 0; i < 16; i++)
-        w[i] = _mm512_shuffle_epi8(w[i], swap);
+        w[i] = swap_8x64(w[i]);
 }
 
 /* ---- AVX2 ------------------------------------------------------------------------------------------------ */
@@ -212,6 +214,7 @@ T_AVX512 INLINE void sha512_rows_8(__m512i w[16], const uint8_t *const data[], s
 #define BITS 32
 #define V __m256i
 #define ADD _mm256_add_epi32
+#define SUB _mm256_sub_epi32
 #define ROR(x, n) OR2(_mm256_srli_epi32(x, n), _mm256_slli_epi32(x, 32 - (n)))
 #define SHR _mm256_srli_epi32
 #define SET(k) _mm256_set1_epi32((int)(k))
@@ -227,6 +230,7 @@ T_AVX512 INLINE void sha512_rows_8(__m512i w[16], const uint8_t *const data[], s
 #define BITS 64
 #define V __m256i
 #define ADD _mm256_add_epi64
+#define SUB _mm256_sub_epi64
 #define ROR(x, n) OR2(_mm256_srli_epi64(x, n), _mm256_slli_epi64(x, 64 - (n)))
 #define SHR _mm256_srli_epi64
 #define SET(k) _mm256_set1_epi64x((long long)(k))
@@ -297,6 +301,7 @@ T_AVX512 INLINE void md5_row_1(__m128i m[16], const uint8_t *const data[], size_
 #define BITS 32
 #define V __m512i
 #define ADD _mm512_add_epi32
+#define SUB _mm512_sub_epi32
 #define ROR _mm512_ror_epi32
 #define SHR _mm512_srli_epi32
 #define SET(k) _mm512_set1_epi32((int)(k))
@@ -312,6 +317,7 @@ T_AVX512 INLINE void md5_row_1(__m128i m[16], const uint8_t *const data[], size_
 #define BITS 32
 #define V __m256i
 #define ADD _mm256_add_epi32
+#define SUB _mm256_sub_epi32
 #define ROR _mm256_ror_epi32
 #define SHR _mm256_srli_epi32
 #define SET(k) _mm256_set1_epi32((int)(k))
@@ -327,6 +333,7 @@ T_AVX512 INLINE void md5_row_1(__m128i m[16], const uint8_t *const data[], size_
 #define BITS 64
 #define V __m512i
 #define ADD _mm512_add_epi64
+#define SUB _mm512_sub_epi64
 #define ROR _mm512_ror_epi64
 #define SHR _mm512_srli_epi64
 #define SET(k) _mm512_set1_epi64((long long)(k))
@@ -342,6 +349,7 @@ T_AVX512 INLINE void md5_row_1(__m128i m[16], const uint8_t *const data[], size_
 #define BITS 64
 #define V __m256i
 #define ADD _mm256_add_epi64
+#define SUB _mm256_sub_epi64
 #define ROR _mm256_ror_epi64
 #define SHR _mm256_srli_epi64
 #define SET(k) _mm256_set1_epi64x((long long)(k))
@@ -353,6 +361,17 @@ T_AVX512 INLINE void md5_row_1(__m128i m[16], const uint8_t *const data[], size_
 
 /* ---- md5 and sha512 together ------------------------------------------------------------------------------- */
 
+/* The words of sha512 are those of md5 in pairs: one instruction for a pair instead of a transposition of its own. */
+T_AVX512 INLINE __m256i halves_4x64(__m256i words)
+{
+    return _mm256_permutevar8x32_epi32(words, _mm256_set_epi32(7, 5, 3, 1, 6, 4, 2, 0));
+}
+
+T_AVX512 INLINE __m512i halves_8x64(__m512i words)
+{
+    return _mm512_permutexvar_epi32(_mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0), words);
+}
+
 #define NAME md5_sha512_x8_avx512
 #define LANES 8
 #define VM __m256i
@@ -360,8 +379,9 @@ T_AVX512 INLINE void md5_row_1(__m128i m[16], const uint8_t *const data[], size_
 #define VS __m512i
 #define S(op) _mm512_##op
 #define SET64 _mm512_set1_epi64
-#define MD5_ROWS md5_rows_8
-#define SHA512_ROWS sha512_rows_8
+#define ROWS rows_8x128
+#define SWAP swap_8x64
+#define HALVES halves_8x64
 #include "_md5_sha512.h"
 
 /* Half the lanes in vectors of half the length: where those cost half, few streams get nearly the speed of many. */
@@ -372,9 +392,12 @@ T_AVX512 INLINE void md5_row_1(__m128i m[16], const uint8_t *const data[], size_
 #define VS __m256i
 #define S(op) _mm256_##op
 #define SET64 _mm256_set1_epi64x
-#define MD5_ROWS md5_rows_4
-#define SHA512_ROWS sha512_rows_4
+#define ROWS rows_4x128
+#define SWAP swap_4x64
+#define HALVES halves_4x64
 #include "_md5_sha512.h"
+
+#include "_md5_sha512_x1.h"
 
 /* ---- a few streams of md5: BMI has the and-not that its functions need ------------------------------------ */
 
@@ -406,6 +429,7 @@ T_AVX512 INLINE void md5_row_1(__m128i m[16], const uint8_t *const data[], size_
 #define BITS 64
 #define V uint64_t
 #define ADD WORD_ADD
+#define SUB WORD_SUB
 #define ROR WORD64_ROR
 #define SHR WORD_SHR
 #define SET WORD_SET

@@ -9,6 +9,7 @@
 #define WORD32_ROR(x, n) (((x) >> (n)) | ((x) << (32 - (n))))
 #define WORD64_ROR(x, n) (((x) >> (n)) | ((x) << (64 - (n))))
 #define WORD_ADD(x, y) ((x) + (y))
+#define WORD_SUB(x, y) ((x) - (y))
 #define WORD_SHR(x, n) ((x) >> (n))
 #define WORD_SET(k) (k)
 #define WORD_XOR3(x, y, z) ((x) ^ (y) ^ (z))

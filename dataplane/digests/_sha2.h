@@ -3,7 +3,7 @@
  *   NAME TARGET LANES      the function, its target attribute, how many streams
  *   BITS                   32: sha256, 64: sha512
  *   V                      a vector of LANES words of that size (or one word)
- *   ADD(x, y) ROR(x, n) SHR(x, n)     on every word
+ *   ADD(x, y) SUB(x, y) ROR(x, n) SHR(x, n)     on every word
  *   SET(k)                 the same word everywhere
  *   XOR3 CH MAJ(x, y, z)   bit by bit
  *   LOAD(w, data, at)      V w[16]: the big-endian words of the block at that offset, one stream per element
@@ -28,26 +28,27 @@
 #define SIGMA1(x) XOR3(ROR(x, 17), ROR(x, 19), SHR(x, 10))
 #endif
 
-/* The new e is the longest chain: d joins early, and what needs the newest e comes last. */
+/* The chains are the newest e and the newest a, each three instructions behind the one before: d joins early, and what
+ * needs the newest word comes last. That a takes its part of the sum back from e saves an addition. */
 #define ROUND(a, b, c, d, e, f, g, h, i)                                                                           \
     do {                                                                                                           \
-        const V early = ADD(h, ADD(w[i], SET(K[round + i])));                                                      \
-        const V choice = CH(e, f, g), sum = SUM1(e);                                                               \
-        d = ADD(ADD(ADD(d, early), choice), sum);                                                                  \
-        h = ADD(ADD(ADD(ADD(early, choice), MAJ(a, b, c)), sum), SUM0(a));                                         \
+        const V old = d, early = ADD(d, ADD(h, ADD(w[i], SET(k[i]))));                                             \
+        d = ADD(ADD(early, CH(e, f, g)), SUM1(e));                                                                 \
+        h = ADD(ADD(SUB(d, old), MAJ(a, b, c)), SUM0(a));                                                          \
     } while (0);
+/* The word of sixteen rounds later, as soon as this round has used its own: nothing waits for it then. */
 #define NEXT(i)                                                                                                    \
     w[i] = ADD(ADD(ADD(w[i], w[(i + 9) & 15]), SIGMA0(w[(i + 1) & 15])), SIGMA1(w[(i + 14) & 15]));
 #define NOTHING(i)
-#define SIXTEEN(BEFORE)                                                                                            \
-    BEFORE(0) ROUND(a, b, c, d, e, f, g, h, 0) BEFORE(1) ROUND(h, a, b, c, d, e, f, g, 1)                          \
-    BEFORE(2) ROUND(g, h, a, b, c, d, e, f, 2) BEFORE(3) ROUND(f, g, h, a, b, c, d, e, 3)                          \
-    BEFORE(4) ROUND(e, f, g, h, a, b, c, d, 4) BEFORE(5) ROUND(d, e, f, g, h, a, b, c, 5)                          \
-    BEFORE(6) ROUND(c, d, e, f, g, h, a, b, 6) BEFORE(7) ROUND(b, c, d, e, f, g, h, a, 7)                          \
-    BEFORE(8) ROUND(a, b, c, d, e, f, g, h, 8) BEFORE(9) ROUND(h, a, b, c, d, e, f, g, 9)                          \
-    BEFORE(10) ROUND(g, h, a, b, c, d, e, f, 10) BEFORE(11) ROUND(f, g, h, a, b, c, d, e, 11)                      \
-    BEFORE(12) ROUND(e, f, g, h, a, b, c, d, 12) BEFORE(13) ROUND(d, e, f, g, h, a, b, c, 13)                      \
-    BEFORE(14) ROUND(c, d, e, f, g, h, a, b, 14) BEFORE(15) ROUND(b, c, d, e, f, g, h, a, 15)
+#define SIXTEEN(AFTER)                                                                                             \
+    ROUND(a, b, c, d, e, f, g, h, 0) AFTER(0) ROUND(h, a, b, c, d, e, f, g, 1) AFTER(1)                            \
+    ROUND(g, h, a, b, c, d, e, f, 2) AFTER(2) ROUND(f, g, h, a, b, c, d, e, 3) AFTER(3)                            \
+    ROUND(e, f, g, h, a, b, c, d, 4) AFTER(4) ROUND(d, e, f, g, h, a, b, c, 5) AFTER(5)                            \
+    ROUND(c, d, e, f, g, h, a, b, 6) AFTER(6) ROUND(b, c, d, e, f, g, h, a, 7) AFTER(7)                            \
+    ROUND(a, b, c, d, e, f, g, h, 8) AFTER(8) ROUND(h, a, b, c, d, e, f, g, 9) AFTER(9)                            \
+    ROUND(g, h, a, b, c, d, e, f, 10) AFTER(10) ROUND(f, g, h, a, b, c, d, e, 11) AFTER(11)                        \
+    ROUND(e, f, g, h, a, b, c, d, 12) AFTER(12) ROUND(d, e, f, g, h, a, b, c, 13) AFTER(13)                        \
+    ROUND(c, d, e, f, g, h, a, b, 14) AFTER(14) ROUND(b, c, d, e, f, g, h, a, 15) AFTER(15)
 
 TARGET void NAME(void *const chains[], const uint8_t *const data[], size_t blocks)
 {
@@ -62,12 +63,14 @@ TARGET void NAME(void *const chains[], const uint8_t *const data[], size_t block
         V w[16];
         V a = chain.v[0], b = chain.v[1], c = chain.v[2], d = chain.v[3];
         V e = chain.v[4], f = chain.v[5], g = chain.v[6], h = chain.v[7];
-        int round = 0;
+        const WORD *k = K;
         LOAD(w, data, at);
-        SIXTEEN(NOTHING)
-        for (round = 16; round < ROUNDS; round += 16) {
+        for (int round = 16; round < ROUNDS; round += 16, k += 16) {
+            FROM_MEMORY(k);
             SIXTEEN(NEXT)
         }
+        FROM_MEMORY(k);
+        SIXTEEN(NOTHING)
         chain.v[0] = ADD(chain.v[0], a);
         chain.v[1] = ADD(chain.v[1], b);
         chain.v[2] = ADD(chain.v[2], c);
@@ -100,6 +103,7 @@ TARGET void NAME(void *const chains[], const uint8_t *const data[], size_t block
 #undef BITS
 #undef V
 #undef ADD
+#undef SUB
 #undef ROR
 #undef SHR
 #undef SET

@@ -144,7 +144,7 @@ void states_update_both(const struct plan *md5_plan, const struct plan *sha512_p
         uint64_t nowhere[2][BOTH_LANES][8];
         void *chains[2][BOTH_LANES];
         const uint8_t *sources[BOTH_LANES];
-        lanes = count - first <= FEW_BOTH_LANES ? FEW_BOTH_LANES : BOTH_LANES;
+        lanes = count - first == 1 ? 1 : count - first <= FEW_BOTH_LANES ? FEW_BOTH_LANES : BOTH_LANES;
         memset(nowhere, 0, sizeof nowhere);
         for (size_t i = 0; i < lanes; i++) {
             const int is_used = first + i < count;

@@ -42,7 +42,12 @@ BOTH = ("md5", "sha512")
 
 BOTH_LANES = 8
 FEW_BOTH_LANES = 4
-BOTH_NAME = "md5+sha512 x4/x8 avx512"
+BOTH_NAME = "md5+sha512 x1/x4/x8 avx512"
+
+_LONE_IS_WORTH_IT = 0.8
+"""A lone stream has both from one thread while that costs at most this share of one after the other: two
+threads would be done sooner.
+"""
 
 _FAMILY_OF = {algorithm: family for family, algorithms in FAMILIES.items() for algorithm in algorithms}
 
@@ -197,7 +202,7 @@ def choose(lanes: Any, wanted: str = "") -> KernelUse:
 def _both_self_test(lanes: Any) -> str:
     """`self_test` of the kernel that does md5 and sha512 together; the ones for each are tested before."""
     material = memoryview(_material())
-    for count in (BOTH_LANES, BOTH_LANES - 1, FEW_BOTH_LANES, FEW_BOTH_LANES - 1):
+    for count in (BOTH_LANES, BOTH_LANES - 1, FEW_BOTH_LANES, FEW_BOTH_LANES - 1, 1):
         states = [[lanes.State(family) for _ in range(count)] for family in BOTH]
         seen = [b""] * count
         for at, length in enumerate((128, 640, 0, 1024, 1000)):
@@ -218,7 +223,7 @@ def _both_from(lanes: Any, used: Mapping[str, Sequence[Kernel]]) -> int:
     All are measured in turns: another load of the machine makes all of them slower then, not some.
     """
     data = memoryview(bytes(8192))
-    best = dict.fromkeys((FEW_BOTH_LANES, BOTH_LANES), float("inf"))
+    best = dict.fromkeys((1, FEW_BOTH_LANES, BOTH_LANES), float("inf"))
     alone = {family: list(used[family]) for family in BOTH}
     for _ in range(_BOTH_MEASURE_ROUNDS):
         for width in best:
@@ -230,9 +235,10 @@ def _both_from(lanes: Any, used: Mapping[str, Sequence[Kernel]]) -> int:
             kernels[:] = [
                 replace(kernel, cost=min(kernel.cost, lanes.measure(kernel.number, 1))) for kernel in kernels
             ]
-    for count in range(2, BOTH_LANES + 1):
-        together = best[FEW_BOTH_LANES if count <= FEW_BOTH_LANES else BOTH_LANES]
-        if together < sum(_cost(alone[family], count) for family in BOTH):
+    for count in range(1, BOTH_LANES + 1):
+        together = best[next(width for width in best if width >= count)]
+        share = _LONE_IS_WORTH_IT if count == 1 else 1
+        if together < share * sum(_cost(alone[family], count) for family in BOTH):
             return count
     return 0
 

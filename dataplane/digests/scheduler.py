@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard
 
 from dataplane.digests import kernels, saved
 from dataplane.store import KIB, MIB
@@ -34,10 +34,20 @@ _SHORT_BYTES = 16 * KIB
 """A piece below this is hashed alone: it would cut the round short for all the others."""
 
 _PATIENCE_S = 0.004
-"""How long streams wait for others to share a round of md5 and sha512: about what a round takes, or a chunk
-of another one to come in. Only for those that were here `_RECENTLY_S` ago, so a lone stream never waits.
+"""How long streams wait at least for others to share a round of md5 and sha512: about what a round takes, or
+a chunk of another one to come in. Only for those that were here `_RECENTLY_S` ago, so a lone stream never
+waits.
 """
 _RECENTLY_S = 0.02
+_LONGEST_PATIENCE_S = 0.03
+_PATIENT_SHARE = 1 / 4
+"""Streams whose bytes come slowly wait longer: this share of the time from one update to the next. It costs
+them nothing, because the chunks behind them come in meanwhile."""
+_LONGEST_RECENTLY_S = 0.3
+"""Slow ones are expected back for twice the time from one update to the next, and so long at most: a store
+that takes parts takes several chunks at once, and then none for a while."""
+_PACE_MEMORY = 8
+"""The pace of a stream is the mean of about so many updates."""
 
 _FIRST_CLASS = frozenset({"md5", "xxh3_128"})
 """What the first thread hashes; the others are at home in the second. An image has md5 and one of those."""
@@ -50,6 +60,17 @@ class PlainHash(Protocol):
     def hexdigest(self) -> str: ...
 
 
+class _Seen(NamedTuple):
+    """A stream that was here: when its last update came and ended, and the time between two of them."""
+
+    came: float
+    finished: float
+    pace_s: float
+
+    def may_be_back(self, now: float) -> bool:
+        return now - self.finished < min(max(2 * self.pace_s, _RECENTLY_S), _LONGEST_RECENTLY_S)
+
+
 class _Job:
     """One hash of one `update`: pieces of one stream that wait for their round. `twins` are all
     hashes of the update, `following` is the next update of the same state. Belongs to whoever took it from
@@ -58,6 +79,7 @@ class _Job:
     """
 
     __slots__ = (
+        "came",
         "error",
         "following",
         "future",
@@ -68,6 +90,7 @@ class _Job:
         "loop",
         "may_begin",
         "offset",
+        "pace_s",
         "pieces",
         "saved",
         "since",
@@ -100,12 +123,18 @@ class _Job:
         self.pieces = deque(piece for piece in pieces if len(piece))
         self.offset = 0
         self.ticket = ticket
-        self.since = time.monotonic()
+        self.since = self.came = time.monotonic()
+        self.pace_s = 0.0
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self.loop.create_future()
         self.error: Exception | None = None
         self.is_running = False
         self.is_cancelled = False
+
+    def comes_after(self, before: _Job | _Seen) -> None:
+        """Learn the stream's pace from its last update."""
+        gap_s = self.came - before.came
+        self.pace_s = before.pace_s + (gap_s - before.pace_s) / _PACE_MEMORY if before.pace_s else gap_s
 
     @property
     def is_done(self) -> bool:
@@ -173,7 +202,8 @@ class HashThreads:
         self._lines: dict[str, _Line] = {}
         self._tickets = itertools.count()
         self._is_closing = False
-        self._recent: dict[object, float] = {}
+        self._is_putting_back = False
+        self._recent: dict[object, _Seen] = {}
         self._last: dict[object, _Job] = {}
         both = frozenset({True, False})
         self._workers = [
@@ -224,6 +254,8 @@ class HashThreads:
                 raise RuntimeError("the hash threads are closed")
             for job in jobs.values():
                 before = self._last.get(job.state)
+                if (seen := before or self._recent.get(job.state)) is not None:
+                    job.comes_after(seen)
                 self._last[job.state] = job
                 if before is not None:
                     before.following = job
@@ -278,13 +310,15 @@ class HashThreads:
             line = self._lines[key] = _Line(key, max(1, self._kernels.lanes(key)))
         return line
 
-    def _get_in_line(self, job: _Job) -> None:
-        job.is_in_line = True
-        self._recent.pop(job.state, None)
-        job.since = time.monotonic()
-        line = self._line(job.key)
-        line.jobs.append(job)
-        self._wake_for(job.key, line)
+    def _get_in_line(self, *jobs: _Job) -> None:
+        """Several: md5 and sha512 of the same bytes, which one thread takes."""
+        for job in jobs:
+            job.is_in_line = True
+            self._recent.pop(job.state, None)
+            job.since = time.monotonic()
+            self._line(job.key).jobs.append(job)
+        if not self._is_putting_back:
+            any(self._wake_for(job.key, self._line(job.key)) for job in jobs)
 
     def _may_begin(self, job: _Job) -> None:
         """The update before this one is over. Where there are streams to do md5 and sha512 together with, a
@@ -292,12 +326,15 @@ class HashThreads:
         """
         job.may_begin = True
         streams = sum(last.key == kernels.BOTH[0] for last in self._last.values())
-        together = 0 < self._kernels.both_from <= streams
-        if together and not all(twin.may_begin for twin in job.twins):
+        pair = [job]
+        if job.key in kernels.BOTH:
+            pair = [twin for twin in job.twins if twin.key in kernels.BOTH]
+        together = 0 < self._kernels.both_from <= streams and len(pair) == len(kernels.BOTH)
+        if together and not all(twin.may_begin for twin in pair):
             return
-        for twin in job.twins:
-            if twin.may_begin and not twin.is_in_line and not twin.is_cancelled:
-                self._get_in_line(twin)
+        self._get_in_line(
+            *(twin for twin in pair if twin.may_begin and not twin.is_in_line and not twin.is_cancelled)
+        )
 
     def _is_over(self, job: _Job) -> None:
         """The next update of the same state is in line now."""
@@ -309,19 +346,24 @@ class HashThreads:
             return
         self._last.pop(job.state, None)
         if job.key == kernels.BOTH[0]:
-            self._remember(job.state)
+            self._remember(job)
 
-    def _wake_for(self, key: str, line: _Line) -> None:
-        """Wake one thread that will take from this line, if one sleeps: at home there first."""
+    def _wake_for(self, key: str, line: _Line) -> bool:
+        """Wake one thread that will take from this line, if one sleeps: at home there first. Returns whether
+        one was woken.
+        """
         idle = [worker for worker in self._workers if worker.is_idle and self._takes(worker, key, line)]
         if idle:
             first = min(idle, key=lambda worker: line.is_first_class not in worker.serves)
             first.is_idle = False
             first.wake.notify()
+        return bool(idle)
 
     def _takes(self, worker: _Worker, key: str, line: _Line) -> bool:
-        """Whether this thread should take from the line: at home, or helping without emptying lanes."""
-        if line.is_first_class in worker.serves or len(line.jobs) >= line.lanes > 1:
+        """Whether this thread should take from the line: at home, or helping without emptying lanes, or
+        because those at home there may have gone home for good.
+        """
+        if self._is_closing or line.is_first_class in worker.serves or len(line.jobs) >= line.lanes > 1:
             return True
         at_home = [other for other in self._workers if line.is_first_class in other.serves]
         return all(not other.is_idle and (other.key not in ("", key) or line.lanes == 1) for other in at_home)
@@ -355,6 +397,9 @@ class HashThreads:
                 return jobs
             if self._is_closing and not held:
                 return []
+            for key, line in self._lines.items():
+                if any(job not in held for job in line.jobs):
+                    self._wake_for(key, line)
             worker.is_idle = True
             worker.wake.wait(patience_s or None)
             worker.is_idle = False
@@ -396,16 +441,19 @@ class HashThreads:
             return 0
         running = sum(worker.round_pairs for worker in self._workers)
         now = time.monotonic()
-        recent = sum(now - finished < _RECENTLY_S for finished in self._recent.values())
+        recent = sum(seen.may_be_back(now) for seen in self._recent.values())
         if not running + recent or len(pairs) + running + recent < self._kernels.both_from:
             return 0
         if running:
             return None
-        return max(0, min(job.since for job, _ in pairs) + _PATIENCE_S - now)
+        pace_s = sum(job.pace_s for job, _ in pairs) / len(pairs)
+        wait_s = max(_PATIENCE_S, min(_PATIENT_SHARE * pace_s, _LONGEST_PATIENCE_S))
+        return max(0, min(job.since for job, _ in pairs) + wait_s - now)
 
     def _put_back(self, jobs: list[_Job]) -> list[_Job]:
         """Streams with bytes left go to the end of the line; returns those that are done."""
         done = []
+        self._is_putting_back = True  # Whoever does takes the next round itself, or wakes another thread.
         for job in jobs:
             job.is_running = False
             if job.is_done:
@@ -414,15 +462,14 @@ class HashThreads:
             else:
                 job.ticket = next(self._tickets)
                 self._get_in_line(job)  # A thread that only helped may not go on with it.
+        self._is_putting_back = False
         return done
 
-    def _remember(self, state: object) -> None:
-        """A stream that may be back in a moment."""
+    def _remember(self, job: _Job) -> None:
+        """Its stream may be back in a moment."""
         now = time.monotonic()
-        self._recent = {
-            state: finished for state, finished in self._recent.items() if now - finished < _RECENTLY_S
-        }
-        self._recent[state] = now
+        self._recent = {state: seen for state, seen in self._recent.items() if seen.may_be_back(now)}
+        self._recent[job.state] = _Seen(job.came, now, job.pace_s)
 
     def _work(self, worker: _Worker) -> None:
         after_the_event_loop()

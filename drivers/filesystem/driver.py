@@ -17,6 +17,7 @@ from drivers.filesystem.paths import OpenFile, attempt_name, require_regular
 from drivers.filesystem.reading import FileReadStream, reading
 from drivers.filesystem.resuming import go_on
 from drivers.filesystem.session import FileWriteSession
+from drivers.filesystem.surveying import FileSurvey
 from drivers.filesystem.syscalls import FileStat, stat_at, stat_if_there
 from drivers.refusals import check_may_delete, check_not_read_only, check_plain_key, not_the_one_to_delete
 
@@ -55,6 +56,7 @@ class FileDriver:
             sparse=config.thin_provisioning,
             writable=writable,
             deletable=writable and options.allow_delete,
+            survey=FileSurvey(self._directories, self._threads),
         )
 
     async def probe(self) -> StoreSpace:

@@ -47,6 +47,16 @@ def attempt_name(store: str, key: str, attempt: str | None) -> str:
     return name
 
 
+def parse_attempt_name(name: str) -> tuple[str, str] | None:
+    """The key and the attempt for which `attempt_name` makes this name; None when it makes no such name."""
+    if not (name.startswith(".") and name.endswith(".part")):
+        return None
+    key, dot, token = name.removeprefix(".").removesuffix(".part").rpartition(".")
+    for plain, escaped in (("\0", "%00"), ("/", "%2F"), (".", "%2E"), ("%", "%25")):
+        token = token.replace(escaped, plain)
+    return (key, token) if dot and key and token else None
+
+
 def _encoded_length(name: str) -> int:
     try:
         return len(os.fsencode(name))

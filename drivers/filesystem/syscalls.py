@@ -96,6 +96,7 @@ class FileStat:
     uid: int
     size_bytes: int
     mtime_ns: int
+    ctime_ns: int
     birth_ns: int | None
     mount_id: int
     is_mount_root: bool
@@ -158,6 +159,7 @@ def _statx(dir_fd: int, path: bytes, flags: int) -> FileStat:
         uid=int(raw.uid),
         size_bytes=int(raw.size),
         mtime_ns=raw.mtime.ns,
+        ctime_ns=raw.ctime.ns,
         birth_ns=raw.btime.ns if raw.mask & _STATX_BTIME else None,
         mount_id=mount_id,
         is_mount_root=bool(raw.attributes & _STATX_ATTR_MOUNT_ROOT),

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from drivers.http.guard import AddressGuard
     from drivers.http.url import Address, HttpUrl
     from drivers.options import StoreOptions
+    from drivers.secret import Secret
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _RETRY_LATER: Final = frozenset({408, 425, 429})
@@ -71,9 +72,18 @@ class HttpClient:
     first use.
     """
 
-    def __init__(self, store: str, config: HttpConfig, options: StoreOptions, guard: AddressGuard) -> None:
+    def __init__(
+        self,
+        store: str,
+        config: HttpConfig,
+        options: StoreOptions,
+        guard: AddressGuard,
+        *,
+        credentials: Mapping[str, Secret],
+    ) -> None:
         self._store = store
         self._config = config
+        self._credentials = credentials
         self._options = options
         self._guard = guard
         self._tls: ssl.SSLContext | None = None
@@ -87,14 +97,14 @@ class HttpClient:
         asked = url = self._guard.parse(text)
         authorization = self._authorization_for(url)
         for _ in range(self._config.max_redirects + 1):
-            sent = dict(headers) if authorization is None else {**headers, "Authorization": authorization}
+            sent = {**headers, **authorization}
             async with self._hop(method, url, sent) as response:
                 following = self._redirection(url, response)
                 if following is None:
                     yield HttpAnswer(asked, url, response)
                     return
             if following.origin != url.origin:
-                authorization = None  # And it stays away, also when a later hop leads back.
+                authorization = {}  # And it stays away, also when a later hop leads back.
             url = following
         raise SourceRefusedError(
             f"{self._store}: {asked} redirects more than {self._config.max_redirects} times.",
@@ -167,13 +177,17 @@ class HttpClient:
             )
         return following
 
-    def _authorization_for(self, url: HttpUrl) -> str | None:
+    def _authorization_for(self, url: HttpUrl) -> dict[str, str]:
+        """What is sent to this origin only."""
+        sent = {name: secret.reveal() for name, secret in self._credentials.items()}
         origin = self._config.authorization_origin
-        if self._config.authorization is None or origin is None:
-            return None
-        if parse_http_url(origin, store=self._store).origin != url.origin:
-            return None
-        return self._config.authorization.reveal()
+        if (
+            self._config.authorization is not None
+            and origin is not None
+            and parse_http_url(origin, store=self._store).origin == url.origin
+        ):
+            sent["Authorization"] = self._config.authorization.reveal()
+        return sent
 
 
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -276,7 +290,7 @@ class _PinnedResolver(AbstractResolver):
         self,
         host: str,
         port: int = 0,
-        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - both families were vetted
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - aiohttp's `AbstractResolver`'s signature
     ) -> list[ResolveResult]:
         if host != self._url.host:
             raise AddressRefusedError(

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from dataplane.errors import (
@@ -42,8 +43,10 @@ if TYPE_CHECKING:
     from drivers.http.client import HttpAnswer
     from drivers.http.config import HttpConfig
     from drivers.options import StoreOptions
+    from drivers.secret import Secret
 
 _WHOLE = ReadOptions()
+_NONE: Final[Mapping[str, Secret]] = MappingProxyType({})
 _FILL_PATIENCE_S: Final = 0.25
 """How long a read waits for more once it has something: a full buffer is cheaper downstream, but a slow
 server must be seen to make progress.
@@ -61,12 +64,20 @@ class HttpSource:
     """
 
     def __init__(
-        self, name: str, config: HttpConfig, options: StoreOptions, *, resolver: Resolver | None = None
+        self,
+        name: str,
+        config: HttpConfig,
+        options: StoreOptions,
+        *,
+        resolver: Resolver | None = None,
+        credentials: Mapping[str, Secret] = _NONE,
     ) -> None:
+        """`credentials`: headers that go with every request to the origin of the key, and nowhere else."""
         self._name = name
         self._config = config
         self._guard = AddressGuard(name, config, resolver=resolver)
-        self._client = HttpClient(name, config, options, self._guard)
+        self._client = HttpClient(name, config, options, self._guard, credentials=credentials)
+        self._vet_timeout_s = options.connect_timeout_s
 
     @property
     def name(self) -> str:
@@ -74,7 +85,7 @@ class HttpSource:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(writable=False, deletable=False)
+        return Capabilities(writable=False, deletable=False, vet=self._vet)
 
     async def probe(self) -> StoreSpace:
         """There is no server to ask: says whether the configured certificates can be loaded."""
@@ -119,6 +130,9 @@ class HttpSource:
                 )
             self._require_known_size(answer, part.info, options)
             yield _HttpReadStream(self, key, part.info, answer, length=part.length, is_prefix=part.is_prefix)
+
+    async def _vet(self, key: str) -> None:
+        await self._guard.vet(self._guard.parse(key), timeout_s=self._vet_timeout_s)
 
     async def aclose(self) -> None:
         self._guard.close()

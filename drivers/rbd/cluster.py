@@ -182,7 +182,10 @@ class Pool:
             _release_write_op(operation)
 
     def remove_object(self, name: str) -> None:
-        checked(_remove(self.handle, name.encode()), f"removing {name}")
+        """It need not be there: somebody else, or who was killed just now, may have asked for the same."""
+        answer = _remove(self.handle, name.encode())
+        if answer != -errno.ENOENT:
+            checked(answer, f"removing {name}")
 
     def execute(self, name: str, class_name: str, method: str, data: bytes) -> None:
         """Call a method of an object class."""

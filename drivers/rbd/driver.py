@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from dataplane.errors import (
+    LeftoverBusyError,
+    ObjectBusyError,
     ObjectInUseError,
     StoreError,
     StoreFullError,
-    UnavailableError,
 )
 from dataplane.store import Capabilities, Driver, ObjectInfo, ReadOptions, StoreSpace, WriteOptions
 from drivers.blocking import BlockingThreads
@@ -22,8 +22,9 @@ from drivers.rbd.leaving import Leaving
 from drivers.rbd.names import SNAPSHOT, attempt_name, image_name, new_image_name
 from drivers.rbd.offload import RbdOffload, RbdOrigin
 from drivers.rbd.reading import OpenImage, RbdReadStream, ReadBuffers, reading
-from drivers.rbd.removing import Removal, clear
+from drivers.rbd.removing import Removal, remove_aside, set_aside
 from drivers.rbd.session import WRITE_DEPTH, RbdWriteSession
+from drivers.rbd.surveying import RbdSurvey
 from drivers.rbd.url import RbdPlace
 from drivers.refusals import check_may_delete, check_not_read_only
 
@@ -39,9 +40,13 @@ _DEFAULT_WRITE = WriteOptions()
 _DEFAULT_FEATURES = LAYERING | EXCLUSIVE_LOCK | OBJECT_MAP | FAST_DIFF | DEEP_FLATTEN
 _THREADS = 16
 """More than transfers at once: the probe shall find one while requests hang."""
+_PROBE = ".glissade.probe"
+"""The same for everybody, so that what a killed daemon left of it goes with the next probe."""
 
-_RELEASE_S = 40.0
-"""How long to wait for the last user of what is cleared: a process that was killed counts as one for 30 s."""
+_RELEASE_S = 5.0
+"""How long to wait for the last user of what is cleared: it is in nobody's way meanwhile."""
+_FORGOTTEN_S = 35.0
+"""When to come again: a process that was killed counts as a user for 30 s."""
 
 
 class RbdDriver:
@@ -73,6 +78,7 @@ class RbdDriver:
             writable=writable,
             deletable=writable and options.allow_delete,
             write_depth=WRITE_DEPTH,
+            survey=RbdSurvey(name, self._connection, self._threads),
         )
 
     async def probe(self) -> StoreSpace:
@@ -141,20 +147,34 @@ class RbdDriver:
         if session is not None:
             await session.revoke()
         give_up = asyncio.get_running_loop().time() + _RELEASE_S
-        made_object = False
+        made_object: bool | None = None
         while True:
             try:
-                return await self._threads.run(self._clear, key, name, keep_object) or made_object
+                if made_object is None:
+                    made_object = await self._threads.run(self._set_aside, key, name, keep_object)
+                await self._threads.run(self._remove_aside, key, name)
             except ObjectInUseError as error:
                 if asyncio.get_running_loop().time() > give_up:
-                    raise UnavailableError(
-                        f"{self.name}/{key}: the unfinished image {name} is still held open by somebody.",
-                        store=self.name,
-                        key=key,
-                        hint=f"It cannot be published any more. {error.hint}",
-                        retry_after_s=_RELEASE_S,
-                    ) from error
+                    raise self._still_busy(key, name, error, is_aside=made_object is not None) from error
+            else:
+                return made_object
             await asyncio.sleep(1.0)
+
+    def _still_busy(self, key: str, name: str, error: ObjectInUseError, *, is_aside: bool) -> StoreError:
+        if not is_aside:
+            return ObjectBusyError(
+                f"{self.name}/{key}: what the attempt {name} left is locked by somebody.",
+                store=self.name,
+                key=key,
+                hint=error.hint,
+            )
+        return LeftoverBusyError(
+            f"{self.name}/{key}: the unfinished image {name} is still held open by somebody.",
+            store=self.name,
+            key=key,
+            hint=f"It cannot be published any more. {error.hint}",
+            retry_after_s=_FORGOTTEN_S,
+        )
 
     async def aclose(self) -> None:
         await self._leaving.aclose()
@@ -214,11 +234,10 @@ class RbdDriver:
                 store=self.name,
                 hint="Free space or raise the quota: `ceph df`, `ceph osd pool get-quota POOL`.",
             )
-        probe = f".glissade.probe.{secrets.token_hex(8)}"
         try:
             with self._connection.used() as pool:
-                pool.write_object(probe, b"glissade")
-                pool.remove_object(probe)
+                pool.write_object(_PROBE, b"glissade")
+                pool.remove_object(_PROBE)
         except StoreError as error:
             return error
         return None
@@ -235,9 +254,13 @@ class RbdDriver:
         with self._connection.used(key) as pool:
             Removal(store=self.name, key=key, pool=pool, name=name).run(identity)
 
-    def _clear(self, key: str, name: str, keep_object: bool) -> bool:
+    def _set_aside(self, key: str, name: str, keep_object: bool) -> bool:
         with self._connection.used(key) as pool:
-            return clear(pool, key, name, keep_object=keep_object)
+            return set_aside(pool, key, name, keep_object=keep_object)
+
+    def _remove_aside(self, key: str, name: str) -> None:
+        with self._connection.used(key) as pool:
+            remove_aside(pool, name)
 
     async def _fsid(self) -> str:
         return await self._threads.run(self._connected_fsid)

@@ -11,6 +11,7 @@ from dataplane.errors import (
     AccessDeniedError,
     AlreadyExistsError,
     NotFoundError,
+    ObjectBusyError,
     ObjectInUseError,
     StalledError,
     StoreError,
@@ -33,6 +34,7 @@ _BY_ERRNO: dict[int, type[StoreError]] = {
     errno.EBUSY: ObjectInUseError,
     errno.ENOTEMPTY: ObjectInUseError,
     errno.EROFS: ObjectInUseError,  # Somebody else owns the image's lock.
+    errno.ESTALE: ObjectBusyError,  # Somebody else removes or renames it just now.
     errno.ETIMEDOUT: StalledError,
     errno.ESHUTDOWN: UnavailableError,  # This client was put on the cluster's block list.
     errno.ENOTCONN: UnavailableError,

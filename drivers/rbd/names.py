@@ -15,6 +15,7 @@ ATTEMPT_NOTE = "glissade.attempt"
 """The image's metadata entry that proves which attempt made it."""
 
 _NAME_MAX_BYTES = 400  # of an attempt: key and attempt together
+_OURS, _CLEARED = ".glissade.", "..cleared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def attempt_name(store: str, key: str, attempt: str | None) -> str:
     token = secrets.token_hex(8) if attempt is None else attempt
     for plain, escaped in (("%", "%25"), (".", "%2E"), ("/", "%2F"), ("@", "%40"), ("\0", "%00")):
         token = token.replace(plain, escaped)
-    name = f".glissade.{key}.{token}"
+    name = f"{_OURS}{key}.{token}"
     if not token or _encoded_length(name) > _NAME_MAX_BYTES:
         raise InvalidKeyError(
             f"{store}: the key {key[:80]!r} with the attempt {attempt!r} makes no usable image name.",
@@ -86,7 +87,19 @@ def attempt_name(store: str, key: str, attempt: str | None) -> str:
 
 def cleared_name(attempt: str) -> str:
     """What an attempt's image is called while its clearing waits for its last user. No attempt ends so."""
-    return f"{attempt}..cleared"
+    return f"{attempt}{_CLEARED}"
+
+
+def parse_attempt_name(name: str) -> tuple[str, str] | None:
+    """The key and the attempt for which `attempt_name` makes this name (or its `cleared_name`); None when it
+    makes no such name.
+    """
+    if not name.startswith(_OURS):
+        return None
+    key, dot, token = name.removeprefix(_OURS).removesuffix(_CLEARED).rpartition(".")
+    for plain, escaped in (("\0", "%00"), ("@", "%40"), ("/", "%2F"), (".", "%2E"), ("%", "%25")):
+        token = token.replace(escaped, plain)
+    return (key, token) if dot and key and token else None
 
 
 def _encoded_length(text: str) -> int:

@@ -19,7 +19,7 @@ from dataplane.errors import (
     StoreError,
     UnavailableError,
 )
-from dataplane.pump import lone_error
+from dataplane.tasks import joint_tasks
 from drivers.patience import patiently, to_the_end
 from drivers.s3.errors import NoBucketError, PreconditionError, UploadGoneError
 from drivers.s3.features import RESERVED, Ground
@@ -195,15 +195,12 @@ class S3Attempt:
                 store=self._service.store,
                 key=self._key,
             )
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._give_claim_back())
-                # Whoever cleared the attempt looked before the object was there: it is undone.
-                group.create_task(self._require_mark())
-                if also is not None:
-                    group.create_task(also())
-        except BaseExceptionGroup as failed:
-            raise lone_error(failed)  # noqa: B904 - its own cause must stay; the group is its context
+        async with joint_tasks() as group:
+            group.create_task(self._give_claim_back())
+            # Whoever cleared the attempt looked before the object was there: it is undone.
+            group.create_task(self._require_mark())
+            if also is not None:
+                group.create_task(also())
 
     @property
     def features(self) -> PutFeatures:
@@ -461,12 +458,9 @@ class S3Attempt:
             await asyncio.sleep(random.SystemRandom().uniform(0.02, 0.2))
 
     async def _head_and_give_claim_back(self) -> S3Object | None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                looking = group.create_task(self._head())
-                group.create_task(self._give_claim_back())
-        except BaseExceptionGroup as failed:
-            raise lone_error(failed)  # noqa: B904 - its own cause must stay; the group is its context
+        async with joint_tasks() as group:
+            looking = group.create_task(self._head())
+            group.create_task(self._give_claim_back())
         return looking.result()
 
     async def _give_claim_back(self) -> None:

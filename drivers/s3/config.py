@@ -64,9 +64,9 @@ class S3Config:
     ca_file: str | None = None
     create_bucket: bool = False
     location_credentials: bool = False
-    multipart_threshold_bytes: int = 16 * MIB
-    part_bytes: int = 16 * MIB
-    parts_in_flight: int = 4
+    multipart_threshold_bytes: int = 8 * MIB
+    part_bytes: int = 8 * MIB
+    parts_in_flight: int = 8
     buffer_budget_bytes: int = 64 * MIB
     part_attempts: int = 5
     part_check: PartCheck = "auto"

@@ -24,6 +24,7 @@ from drivers.s3.offload import S3Offload, S3Origin
 from drivers.s3.reading import S3Reader
 from drivers.s3.service import S3Service
 from drivers.s3.session import S3WriteSession
+from drivers.s3.surveying import S3Survey
 from drivers.s3.url import location_of
 
 if TYPE_CHECKING:
@@ -50,11 +51,14 @@ class S3Driver:
         self._options = options
         self._service = S3Service(name, config, options)
         self._probe = FeatureProbe(self._service, config.part_check)
-        self._buffers = PartBuffers(budget_bytes=config.buffer_budget_bytes, buffer_bytes=config.buffer_bytes)
         read_ahead = config.read_streams * options.concurrency * config.buffer_bytes
-        self._read_buffers = PartBuffers(
-            budget_bytes=max(config.buffer_bytes, min(read_ahead, config.buffer_budget_bytes)),
-            buffer_bytes=config.buffer_bytes,
+        read_ahead = max(config.buffer_bytes, min(read_ahead, config.buffer_budget_bytes))
+        self._buffers, self._outside_buffers = (
+            PartBuffers(budget_bytes=config.buffer_budget_bytes, buffer_bytes=config.buffer_bytes)
+            for _ in range(2)
+        )
+        self._read_buffers, self._outside_read_buffers = (
+            PartBuffers(budget_bytes=read_ahead, buffer_bytes=config.buffer_bytes) for _ in range(2)
         )
         self._threads = BlockingThreads(f"s3-{name}", threads=_CHECKSUM_THREADS)
         self._md5 = PartMd5()
@@ -76,6 +80,7 @@ class S3Driver:
             origin=S3Origin(service=self._service, config=config),
             writable=writable,
             deletable=writable and options.allow_delete,
+            survey=S3Survey(self._service),
         )
 
     async def probe(self) -> StoreSpace:
@@ -107,8 +112,9 @@ class S3Driver:
             async with self._reader.open(key, options) as stream:
                 yield stream
             return
+        pool = self._outside_read_buffers if options.outside else self._read_buffers
         async with (
-            self._read_buffers.session() as buffers,
+            pool.session() as buffers,
             self._reader.open_ranges(
                 key, options, buffers=buffers, streams=self._config.read_streams
             ) as stream,
@@ -121,7 +127,8 @@ class S3Driver:
     ) -> AsyncIterator[S3WriteSession]:
         await self._prepare(key)
         own = self._own_buffers(key, options.size_bytes)
-        async with self._buffers.session(own) as buffers:
+        pool = self._outside_buffers if options.outside else self._buffers
+        async with pool.session(own) as buffers:
             attempt = S3Attempt(
                 self._service,
                 self._probe,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
@@ -28,12 +28,14 @@ _PLACE: Final = f"{RESERVED}probe"
 _CLOCK_S: Final = 4.0
 _LEARNING_S: Final = 3.0
 _REMOVING_S: Final = 1.0
-_STRAY_AFTER: Final = timedelta(minutes=15)
+_STRAY_AFTER: Final = timedelta(minutes=1)
+"""By the service's clock; nobody learns for as long as that."""
 
 
 async def try_writing(service: S3Service, features: FeatureProbe) -> StoreSpace:
     """Begin an upload, send a byte and give it up; nothing of it is ever an object, nor a version of one. The
-    first time, find out what the service can do, so that no image has to wait for that.
+    first time, find out what the service can do, so that no image has to wait for that. What somebody left
+    who was killed while finding that out is removed.
     """
     try:
         async with asyncio.timeout(_CLOCK_S):
@@ -43,6 +45,8 @@ async def try_writing(service: S3Service, features: FeatureProbe) -> StoreSpace:
     except StoreError as error:
         is_full = isinstance(error, StoreFullError)
         return StoreSpace(add_error=error, delete_error=None if is_full else error)
+    if found.delete_error is None:
+        await _remove_strays(service)
     if found.add_error is None and found.delete_error is None and not features.knows_all:
         await _learn(service, features)
     return found
@@ -60,10 +64,12 @@ async def _try_upload(service: S3Service) -> StoreSpace:
     answer = await service.call("create_multipart_upload", key=None, doing=doing, Key=_PLACE)
     upload = {"Key": _PLACE, "UploadId": answer["UploadId"]}
     try:
-        # A quota counts bytes, not uploads.
-        await service.call("upload_part", key=None, doing=doing, PartNumber=1, Body=bytearray(b"0"), **upload)
-    except UploadGoneError:
-        pass  # Another one of us looks too, and took it for a leftover.
+        # Another one of us who looks too may take it for a leftover.
+        with suppress(UploadGoneError):
+            # A quota counts bytes, not uploads.
+            await service.call(
+                "upload_part", key=None, doing=doing, PartNumber=1, Body=bytearray(b"0"), **upload
+            )
     finally:
         gone = await _give_up(service, str(upload["UploadId"]))
     return StoreSpace(delete_error=gone)
@@ -105,15 +111,20 @@ async def _learn(service: S3Service, features: FeatureProbe) -> None:
 
 
 async def _remove_strays(service: S3Service) -> None:
-    """Of those who did not come to the end of `_learn`, or of an attempt without a name."""
-    answer = await service.call(
-        "list_objects_v2", key=None, doing="looking for what an earlier look left", Prefix=f"{_PLACE}-"
-    )
-    now = parsedate_to_datetime(answer.headers["date"])
-    for found in answer.get("Contents", []):
-        if now - found["LastModified"] > _STRAY_AFTER:
-            await Marks(service).abort_uploads_of(_PLACE, found["Key"])
-            await service.delete(_PLACE, object_key=found["Key"])
+    """Of those who did not come to the end of `_learn`, or of an attempt without a name. When that cannot be
+    done now, a later look does it: it says nothing about writing.
+    """
+    doing = "looking for what an earlier look left"
+    try:
+        async with asyncio.timeout(_REMOVING_S):
+            answer = await service.call("list_objects_v2", key=None, doing=doing, Prefix=f"{_PLACE}-")
+            now = parsedate_to_datetime(answer.headers["date"])
+            for found in answer.get("Contents", []):
+                if now - found["LastModified"] > _STRAY_AFTER:
+                    await Marks(service).abort_uploads_of(_PLACE, found["Key"])
+                    await service.delete(_PLACE, object_key=found["Key"])
+    except (StoreError, TimeoutError) as error:
+        log.debug("%s: what earlier looks left stays for now: %s", service.store, error)
 
 
 def _too_slow(service: S3Service) -> StalledError:

@@ -150,6 +150,14 @@ class Marks:
     async def remove(self, key: str, mark_key: str) -> None:
         await self._service.delete(key, object_key=mark_key)
 
+    async def name_upload(self, key: str, upload_id: str) -> bool:
+        """Whether a mark of the key names this upload, or announces one whose id it does not know yet."""
+        async for mark_key in self._marks_of(key):
+            mark = await self.read(key, mark_key)
+            if mark is not None and (mark.is_creating or mark.upload_id == upload_id):
+                return True
+        return False
+
     async def abort_uploads_of(self, key: str, object_key: str) -> None:
         """Give up every upload of an object that nobody but us writes."""
         for upload_id in [upload["UploadId"] async for upload in self._uploads(key, object_key)]:

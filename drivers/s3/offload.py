@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from dataplane.errors import AccessDeniedError, NotFoundError, ObjectChangedError, OffloadDeclinedError
 from dataplane.store import MIB, Offloaded, OffloadOffer
+from dataplane.tasks import joint_tasks
 from drivers.patience import patiently
 from drivers.s3.attempt import S3Attempt
 from drivers.s3.config import MOST_PARTS
@@ -85,7 +86,7 @@ class S3Offload:
         self._seen: deque[tuple[float, _Described]] = deque(maxlen=_MOST_REMEMBERED)
         self.copied_part_bytes = copied_part_bytes
 
-    async def offer(self, source: Source, info: ObjectInfo, options: OffloadOptions) -> OffloadOffer:  # noqa: ARG002 - a copy is a copy
+    async def offer(self, source: Source, info: ObjectInfo, options: OffloadOptions) -> OffloadOffer:  # noqa: ARG002 - `OffloadCopy`'s signature
         origin = self._origin_of(source, info)
         return self._offer(origin, await self._found(origin, source, info))
 
@@ -155,13 +156,8 @@ class S3Offload:
             async with turn:
                 return await patiently(self._config.part_attempts, once)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(copy(number, piece)) for number, piece in enumerate(ranges, start=1)
-                ]
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+        async with joint_tasks() as group:
+            tasks = [group.create_task(copy(number, piece)) for number, piece in enumerate(ranges, start=1)]
         return [task.result() for task in tasks]
 
     def _origin_of(self, source: Source, info: ObjectInfo) -> S3Origin:

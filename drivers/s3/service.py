@@ -307,7 +307,7 @@ class S3Service:
     @property
     def _connections(self) -> int:
         per_transfer = max(self._config.parts_in_flight, self._config.read_streams) + 1
-        return self._options.concurrency * per_transfer
+        return 2 * self._options.concurrency * per_transfer  # As many again are for what comes from outside.
 
     async def _new_session(self, *, connections: int, keepalive_s: float) -> aiohttp.ClientSession:
         tls = None

@@ -91,7 +91,7 @@ class S3WriteSession:
             first_number=len(self._sent) + 1, first_offset_bytes=self._written_bytes
         )
 
-    async def write(self, data: memoryview, *, is_hole: bool = False) -> None:  # noqa: ARG002 - it is zeroes
+    async def write(self, data: memoryview, *, is_hole: bool = False) -> None:  # noqa: ARG002 - `WriteSession`'s signature
         if self._size_bytes is not None and self._uploads.size_bytes + data.nbytes > self._size_bytes:
             raise self._wrong_size(self._uploads.size_bytes + data.nbytes)
         await self._uploads.write(data)

@@ -253,7 +253,7 @@ class _VersionOne:
         self._credentials = credentials
         self._session = session
 
-    async def ask(self, *, renewed: bool) -> Access:  # noqa: ARG002 - each answer is what there is now
+    async def ask(self, *, renewed: bool) -> Access:  # noqa: ARG002 - the signature that all kinds of access share
         credentials = self._credentials
         headers = {
             "X-Auth-User": credentials.user or "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,7 @@ from drivers.swift.objects import Found, Objects, found_by, total_of
 from drivers.swift.offload import Place, SwiftOffload, SwiftOrigin
 from drivers.swift.reading import SwiftReadStream, range_header
 from drivers.swift.session import SwiftWriteSession
+from drivers.swift.surveying import OLD_PROBE_S, SwiftSurvey, remove_old_probes
 from drivers.swift.url import object_path, reference_url, storage_url
 from drivers.wire import BodyReader, read_text
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from drivers.options import StoreOptions
     from drivers.swift.config import SwiftConfig
 
+log = logging.getLogger(__name__)
+
 _WHOLE = ReadOptions()
 _NEW_OBJECT = WriteOptions()
 _PROBE_WRITE_S: Final = 10.0
@@ -42,7 +46,9 @@ _PROBE_WRITE_S: Final = 10.0
 
 
 class SwiftDriver:
-    """One Swift store. Shared state: connections and token (`SwiftClient`), the segment buffers."""
+    """One Swift store. Shared state: connections and token (`SwiftClient`), the segment buffers, and when
+    old probes are looked for next (loop time).
+    """
 
     def __init__(self, name: str, config: SwiftConfig, options: StoreOptions) -> None:
         self.name = name
@@ -50,20 +56,28 @@ class SwiftDriver:
         self._options = options
         self._client = SwiftClient(name, config, options)
         self._objects = Objects(self._client, config)
-        self._buffers = PartBuffers(budget_bytes=config.buffer_budget_bytes, buffer_bytes=config.buffer_bytes)
+        self._buffers, self._outside_buffers = (
+            PartBuffers(budget_bytes=config.buffer_budget_bytes, buffer_bytes=config.buffer_bytes)
+            for _ in range(2)
+        )
         self._turns = Turns()
         self._unsettled = Unsettled()
+        self._sweep_at = 0.0
         writable = not options.read_only and not config.multi_tenant
         self.capabilities = Capabilities(
             copy_from=self._offload() if writable else None,
             origin=SwiftOrigin(self._place),
             writable=writable,
             deletable=writable and options.allow_delete,
+            # The images of the others are spread over containers that are nobody's in particular.
+            survey=SwiftSurvey(self._objects, config.container)
+            if not config.multi_tenant and not config.multiple_containers_seed
+            else None,
         )
 
     async def probe(self) -> StoreSpace:
         """Token and container (or account, where there are many containers); for a store that is written, a
-        small object put and deleted.
+        small object put and deleted. Once an hour, what killed probes left goes, too.
         """
         limits = await self._client.limits()
         if self._config.multi_tenant or self._config.multiple_containers_seed:
@@ -87,6 +101,8 @@ class SwiftDriver:
         delete_error = await self._failure(self._objects.delete_one(container, name, key=name))
         if add_error is not None and not isinstance(add_error, StoreFullError):
             delete_error = delete_error or add_error
+        if delete_error is None:
+            await self._sweep(container)
         return StoreSpace(add_error=add_error, delete_error=delete_error)
 
     async def stat(self, key: str) -> ObjectInfo:
@@ -136,7 +152,8 @@ class SwiftDriver:
                 store=self.name,
                 key=key,
             )
-        async with self._buffers.session(self._own_buffers(options.size_bytes, limits)) as buffers:
+        pool = self._outside_buffers if options.outside else self._buffers
+        async with pool.session(self._own_buffers(options.size_bytes, limits)) as buffers:
             attempt = self._make(key, options.attempt)
             session: SwiftWriteSession | None = None
             try:
@@ -184,6 +201,18 @@ class SwiftDriver:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+    async def _sweep(self, container: str) -> None:
+        """Now and then, remove what probes left that were killed. That it fails says nothing about the store;
+        the next time will do.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + OLD_PROBE_S
+        failure = await self._failure(remove_old_probes(self._objects, container))
+        if failure is not None:
+            log.debug("Store %s: looking for old probes: %s", self.name, failure)
 
     async def _failure(self, work: Awaitable[object]) -> StoreError | None:
         """What goes wrong with a part of the probe, if anything does."""

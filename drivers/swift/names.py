@@ -8,6 +8,8 @@ are: a segment of ours among them would be read as part of the other image.
 - `<key>/attempt-<attempt>`: the mark of an attempt, naming the token;
 - `<key>/commit-<token>-<session>`: whose turn it is to publish;
 - `<key>/resume-<token>-<session>`: whose turn it is to take the making over.
+
+`glissade/probe-<token>` tries whether the container can be written.
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ TOKEN_HEADER: Final = "X-Object-Meta-Glissade-Object"  # noqa: S105 - a header's
 SESSION_HEADER: Final = "X-Object-Meta-Glissade-Session"
 """Names the session that published the object: several may have gone on with one making."""
 
+PROBES: Final = "glissade/probe-"
+"""How the names of all objects begin that try whether a container can be written."""
+
+_PROBE = re.compile(rf"{PROBES}[0-9a-f]{{16}}")
 _PLAIN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _SEGMENT = re.compile(r"(\d{5,})-[0-9a-f]+")
 
@@ -45,13 +51,23 @@ def new_token() -> str:
 
 def probe_name() -> str:
     """An object that belongs to no image."""
-    return f"glissade/probe-{new_token()}"
+    return f"{PROBES}{new_token()}"
+
+
+def is_probe_name(name: str) -> bool:
+    return _PROBE.fullmatch(name) is not None
 
 
 def mark_name(key: str, attempt: str) -> str:
     if _PLAIN.fullmatch(attempt):
         return f"{key}/attempt-{attempt}"
     return f"{key}/attempt-~{hashlib.sha256(attempt.encode(errors='surrogatepass')).hexdigest()}"
+
+
+def parse_mark_name(key: str, name: str) -> str | None:
+    """The attempt whose mark for the key has this name; None where the name does not tell it."""
+    attempt = name.removeprefix(f"{key}/attempt-")
+    return attempt if _PLAIN.fullmatch(attempt) else None
 
 
 def claims_prefix(key: str) -> str:

@@ -102,7 +102,7 @@ class SwiftOffload:
         self._check_writable = check_writable
         self._choices: dict[tuple[Place, str], _Choice] = {}
 
-    async def offer(self, source: Source, info: ObjectInfo, options: OffloadOptions) -> OffloadOffer:  # noqa: ARG002 - a copy is a copy
+    async def offer(self, source: Source, info: ObjectInfo, options: OffloadOptions) -> OffloadOffer:  # noqa: ARG002 - `OffloadCopy`'s signature
         choice = await self._choose(source, info)
         self._choices.pop(choice.name, None)
         self._choices[choice.name] = choice

@@ -80,7 +80,7 @@ class SwiftWriteSession:
     def _at(self) -> int:
         return self._uploads.size_bytes + self._relayed_bytes
 
-    async def write(self, data: memoryview, *, is_hole: bool = False) -> None:  # noqa: ARG002 - no holes
+    async def write(self, data: memoryview, *, is_hole: bool = False) -> None:  # noqa: ARG002 - `WriteSession`'s signature
         view = data if data.format == "B" and data.ndim == 1 else data.cast("B")
         if self._size_bytes is not None and self._at + len(view) > self._size_bytes:
             raise self._wrong_size(self._at + len(view))

@@ -8,6 +8,9 @@ before writes, and writes by the name of the store.
   writes have separate slots, and nobody waits for a read slot while holding a write slot.
 - A transfer holds a write slot of one store while it waits for one of another. It has to enter its
   destinations in the order of their names: two transfers that want both stores never wait for each other.
+- What goes at a client's pace (`outside`: a request's body, a download) has slots of its own for reads and
+  for writes, so that clients who are slow hold up other clients at most. Among each other they keep to the
+  order above; nobody needs slots of both kinds.
 - A read-back (`bypass_cache`) begins after the sessions of its transfer have ended. It has slots of its own,
   so that verifying one image does not wait for copying others.
 - Single operations (stat, delete) wait for nothing while they hold their slot. Their slots are separate
@@ -47,7 +50,9 @@ def limited(store: Driver, concurrency: int) -> Driver: ...
 @overload
 def limited(store: Source, concurrency: int) -> Source: ...
 def limited(store: Source, concurrency: int) -> Source:
-    """The same store, with at most `concurrency` reads, writes, read-backs and single operations each."""
+    """The same store, with at most `concurrency` reads, writes, read-backs and single operations each, and as
+    many reads and writes again that are from `outside`.
+    """
     if concurrency < 1:
         raise ValueError(f"concurrency: {concurrency} would let nothing through")
     if isinstance(store, Driver):
@@ -61,6 +66,7 @@ class LimitedSource(ForwardingSource):
     def __init__(self, inner: Source, concurrency: int) -> None:
         super().__init__(inner)
         self._reads = asyncio.Semaphore(concurrency)
+        self._outside_reads = asyncio.Semaphore(concurrency)
         self._read_backs = asyncio.Semaphore(concurrency)
         self._operations = asyncio.Semaphore(concurrency)
 
@@ -74,7 +80,9 @@ class LimitedSource(ForwardingSource):
 
     @asynccontextmanager
     async def open_read(self, key: str, options: ReadOptions = WHOLE) -> AsyncIterator[ReadStream]:
-        slots = self._read_backs if options.bypass_cache else self._reads
+        slots = self._outside_reads if options.outside else self._reads
+        if options.bypass_cache:
+            slots = self._read_backs
         async with slots, super().open_read(key, options) as stream:
             yield stream
 
@@ -85,6 +93,7 @@ class LimitedDriver(LimitedSource, ForwardingDriver):
     def __init__(self, inner: Driver, concurrency: int) -> None:
         super().__init__(inner, concurrency)
         self._writes = asyncio.Semaphore(concurrency)
+        self._outside_writes = asyncio.Semaphore(concurrency)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -97,7 +106,8 @@ class LimitedDriver(LimitedSource, ForwardingDriver):
 
     @asynccontextmanager
     async def open_write(self, key: str, options: WriteOptions = NEW_OBJECT) -> AsyncIterator[WriteSession]:
-        async with self._writes, super().open_write(key, options) as session:
+        slots = self._outside_writes if options.outside else self._writes
+        async with slots, super().open_write(key, options) as session:
             yield session
 
     async def delete(self, key: str, *, identity: str | None = None) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, overload
 import tenacity
 
 from dataplane.errors import (
+    LeftoverBusyError,
     NotFoundError,
     ObjectChangedError,
     SourceRefusedError,
@@ -121,6 +122,8 @@ class _Tries:
     def is_worth_it(self, error: BaseException) -> bool:
         if not (isinstance(error, StoreError) and error.retryable):
             return False
+        if isinstance(error, LeftoverBusyError):
+            return False  # It was waited for, and is in nobody's way.
         return (_wish_s(error) or 0.0) <= max(_LONGEST_WISH_S, self._policy.longest_wait_s)
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:

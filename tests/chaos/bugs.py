@@ -1,7 +1,7 @@
 """The harness on trial: the daemon is given one bug after the other, and a campaign has to find each.
 
 A harness that was never seen red proves nothing. Bugs are planted from outside, in the daemon's process
-(`tests.chaos.entry`); no file of the product knows of them.
+(`tests.chaos.nursery`); no file of the product knows of them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dataplane.failpoints import Arrow
-from tests.chaos import arrows, corruptions, fences, powercuts
+from dataplane.failpoints import Action, Arrow
+from tests.chaos import arrows, corruptions, fences, kill9, outages, powercuts
 from tests.chaos.result import Result
 
 if TYPE_CHECKING:
@@ -155,14 +155,51 @@ def _trust_cached_read_back() -> None:
 
 def _forget_leftovers() -> None:
     """What attempts left in the stores is never cleared."""
-    from control.jobs import worker
-    from control.jobs.recipes import moving
+    from control.jobs import cleaning, reaper
 
-    async def nothing(*_: Any, **__: Any) -> list[Any]:
-        return []
+    async def nothing(*_: Any, **__: Any) -> None:
+        return None
 
-    for place in (worker, moving):
-        _plant(place, "clear_attempts", lambda _: nothing)
+    for place in (cleaning, reaper):
+        _plant(place, "clear_artefact", lambda _: nothing)
+
+
+def _forget_keys() -> None:
+    """Whoever sends a request again is taken for somebody who wants the same once more."""
+    from control.jobs.queue import JobQueue
+
+    def careless(add: Any) -> Any:
+        return lambda queue, tx, new: add(queue, tx, replace(new, idempotency_key=None))
+
+    _plant(JobQueue, "add", careless)
+
+
+def _claim_what_is_held() -> None:
+    """Nobody looks whether a job is to come after others, or later."""
+    from control.catalog.tables import jobs
+    from control.jobs import choosing, queue
+
+    _plant(choosing, "IN_LINE", lambda _: (choosing.QUEUED, jobs.c.waiting_for.is_(None)))
+    _plant(queue, "WAITING", lambda _: choosing._waiting())
+
+
+def _count_the_lost() -> None:
+    """Jobs that the node has lost still take their room in the stores."""
+    from sqlalchemy import false
+
+    from control.jobs import choosing, claiming
+
+    def careless(count: Any) -> Any:
+        async def with_the_lost(*arguments: Any) -> Any:
+            known, choosing.lease_is_over = choosing.lease_is_over, false
+            try:
+                return await count(*arguments)
+            finally:
+                choosing.lease_is_over = known
+
+        return with_the_lost
+
+    _plant(claiming, "running_by_store", careless)
 
 
 def _always(function: Any, **decided: Any) -> Any:
@@ -179,21 +216,24 @@ class Bug:
     count: int
 
 
-_first_arrow = partial(arrows.run_points, points=[("move", Arrow.CLAIMED)])
-_deleted = partial(arrows.run_points, points=[("move", Arrow.DELETED)])
+_first_arrow = partial(arrows.run_points, chosen=[("move", Arrow.CLAIMED, Action.KILL)])
+_deleted = partial(arrows.run_points, chosen=[("move", Arrow.DELETED, Action.KILL)])
 
 BUGS = {
-    # One for each campaign that finds bugs, the quickest first: CI plants only these.
+    # One for each campaign that finds bugs quickly, the quickest first: CI plants only these.
     "forget-leftovers": Bug(plant=_forget_leftovers, found_by=_first_arrow, count=1),
     "trust-cached-read-back": Bug(plant=_trust_cached_read_back, found_by=corruptions.run, count=20),
     "clear-what-others-made": Bug(plant=_clear_what_others_made, found_by=fences.run, count=3),
     "acknowledge-before-commit": Bug(plant=_acknowledge_before_commit, found_by=powercuts.run, count=20),
+    "forget-keys": Bug(plant=_forget_keys, found_by=kill9.run, count=20),
     "publish-before-verify": Bug(plant=_publish_before_verify, found_by=corruptions.run, count=10),
     "skip-fsync": Bug(plant=_skip_fsync, found_by=powercuts.run, count=40),
     "skip-directory-fsync": Bug(plant=_skip_directory_fsync, found_by=powercuts.run, count=40),
     "skip-epoch-check": Bug(plant=_skip_epoch_check, found_by=fences.run, count=3),
     "skip-identity-check": Bug(plant=_skip_identity_check, found_by=fences.run, count=3),
     "delete-before-publish": Bug(plant=_delete_before_publish, found_by=_deleted, count=1),
+    "claim-what-is-held": Bug(plant=_claim_what_is_held, found_by=kill9.run, count=20),
+    "count-the-lost": Bug(plant=_count_the_lost, found_by=outages.run, count=12),
     "ignore-short-writes": Bug(plant=_ignore_short_writes, found_by=_first_arrow, count=1),
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from tests.services.processes import HOST
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 
@@ -81,3 +82,35 @@ class Cable:
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+class Cables:
+    """One for each port, cut and mended together: what a node has that has no network of its own."""
+
+    host = HOST
+    prefix: tuple[str, ...] = ()
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        self._cables = [Cable(port) for port in ports]
+        self.ports = [cable.port for cable in self._cables]
+
+    def __enter__(self) -> Self:
+        for cable in self._cables:
+            cable.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for cable in self._cables:
+            cable.__exit__(kind, error, trace)
+
+    def cut(self) -> None:
+        for cable in self._cables:
+            cable.cut()
+
+    make_mute = make_deaf = cut
+
+    def mend(self) -> None:
+        for cable in self._cables:
+            cable.mend()

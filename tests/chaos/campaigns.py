@@ -46,11 +46,12 @@ class Campaign:
 
 CAMPAIGNS = {
     "kill9": Campaign(module="kill9", full=500, short=12, servers=True),
-    "arrows": Campaign(module="arrows", full=34, short=11),
+    "arrows": Campaign(module="arrows", full=111, short=33),
     "syscalls": Campaign(module="syscalls", full=0, short=0, short_stride=24),
     "powercuts": Campaign(module="powercuts", full=200, short=10),
     "corruptions": Campaign(module="corruptions", full=100, short=12, servers=True),
-    "bugs": Campaign(module="bugs", full=11, short=4),
+    "bugs": Campaign(module="bugs", full=14, short=5),
     "fences": Campaign(module="fences", full=30, short=3),
     "leases": Campaign(module="leases", full=200, short=10, needs="postgres"),
+    "outages": Campaign(module="outages", full=100, short=1, needs="postgres"),
 }

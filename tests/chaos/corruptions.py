@@ -21,7 +21,7 @@ from tests.chaos.ledger import Ledger
 from tests.chaos.liar import LyingS3Shelf, proxy_in_front_of
 from tests.chaos.proc import wait_for
 from tests.chaos.result import Result
-from tests.chaos.shelves import FileShelf, ceph_shelves
+from tests.chaos.shelves import FileShelf, ceph_shelves, quick_to_forget
 from tests.chaos.world import World
 from tests.services import loopfs
 from tests.services.s3_bucket import bucket
@@ -82,6 +82,7 @@ def _shelves(place: Path, order: Order, stack: ExitStack) -> list[Shelf]:
         root.mkdir()
         made.append(FileShelf(name, root, image=image, options={"direct_io": direct_io}))
     if order.ceph is not None:
+        stack.enter_context(quick_to_forget(order.ceph))
         made += stack.enter_context(ceph_shelves(order.ceph, place))
         proxy = stack.enter_context(proxy_in_front_of(order.ceph.s3.url))
         made.append(

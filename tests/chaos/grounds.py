@@ -62,10 +62,10 @@ def two_disks() -> Iterator[tuple[Path, list[Shelf]]]:
 
 
 @contextmanager
-def all_stores(ceph: Ceph | None) -> Iterator[tuple[Path, list[Shelf]]]:
+def all_stores(ceph: Ceph | None, *, pool: str | None = None) -> Iterator[tuple[Path, list[Shelf]]]:
     """As `two_disks`, with `bucket` (S3) and `pool` (RBD) where there is a cluster."""
     with ExitStack() as stack:
         place, shelves = stack.enter_context(two_disks())
         if ceph is not None:
-            shelves += stack.enter_context(ceph_shelves(ceph, place))
+            shelves += stack.enter_context(ceph_shelves(ceph, place, pool=pool))
         yield place, shelves

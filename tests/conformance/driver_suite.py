@@ -30,7 +30,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import aclosing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,6 +51,9 @@ from dataplane.store import (
     KIB,
     MIB,
     Driver,
+    FoundAttempt,
+    FoundForeign,
+    FoundObject,
     Intent,
     OffloadOptions,
     ReadOptions,
@@ -487,6 +492,41 @@ class DriverSuite(SourceSuite):
         assert await fresh.driver.clear_attempt("a.b", "c", keep_object=True)
         assert fresh.names() == {"a.b"}
 
+    # Surveys
+
+    async def test_a_survey_of_an_empty_store_finds_nothing(self, driver: Driver) -> None:
+        assert await _survey(driver) == ({}, {})
+
+    async def test_a_survey_tells_images_and_what_attempts_left(self, fresh: FreshStore) -> None:
+        plain = await write_image(fresh.driver, OTHER_KEY, image(SEVERAL))
+        marked = await write_image(fresh.driver, KEY, image(100), attempt="one")
+        before = fresh.names()
+        objects, attempts = await _survey(fresh.driver)
+        assert objects.keys() == {OTHER_KEY, KEY}
+        assert objects[KEY].size_bytes == marked.size_bytes
+        assert attempts.keys() == {(KEY, "one")}
+        assert attempts[KEY, "one"].what == "a mark"
+        assert fresh.names() == before
+        times = [*(one.modified_at for one in objects.values()), attempts[KEY, "one"].modified_at]
+        assert all(at is None or abs(datetime.now(UTC) - at) < timedelta(hours=1) for at in times)
+        assert (await fresh.driver.stat(OTHER_KEY)) == plain
+
+    async def test_a_survey_tells_unfinished_data_by_the_name_that_clears_it(self, fresh: FreshStore) -> None:
+        await write_image(fresh.driver, OTHER_KEY, image(100))
+        async with fresh.driver.open_write(KEY, WriteOptions(attempt="two-2")) as session:
+            await feed(session, image(SEVERAL))
+            if await session.keep() is None:
+                pytest.skip("this store keeps nothing unfinished")
+        objects, attempts = await _survey(fresh.driver)
+        assert objects.keys() == {OTHER_KEY}
+        assert attempts.keys() == {(KEY, "two-2")}
+        assert attempts[KEY, "two-2"].what == "unfinished data"
+        await fresh.driver.clear_attempt(KEY, "two-2", keep_object=False)
+        objects, attempts = await _survey(fresh.driver)
+        assert objects.keys() == {OTHER_KEY}
+        assert attempts == {}
+        assert fresh.names() == {OTHER_KEY}
+
     # Going on with what was left unfinished
 
     @pytest.mark.parametrize("chunks", [0, 1, 3, 5])
@@ -871,6 +911,26 @@ async def _kept(session: WriteSession) -> WriteMark:
     if mark is None:
         pytest.skip("the store cannot go on with an unfinished object")
     return mark
+
+
+async def _survey(
+    driver: Driver,
+) -> tuple[dict[str, FoundObject], dict[tuple[str, str | None], FoundAttempt]]:
+    """Objects by key, attempts by key and name; nothing else may be there."""
+    survey = driver.capabilities.survey
+    if survey is None:
+        pytest.skip("this store cannot be surveyed")
+    objects: dict[str, FoundObject] = {}
+    attempts: dict[tuple[str, str | None], FoundAttempt] = {}
+    async with aclosing(survey()) as pages:
+        async for page in pages:
+            for found in page:
+                assert not isinstance(found, FoundForeign), found
+                if isinstance(found, FoundObject):
+                    objects[found.key] = found
+                else:
+                    attempts[found.key, found.attempt] = found
+    return objects, attempts
 
 
 async def _keep(driver: Driver, data: bytes, *, attempt: str = "one") -> WriteMark:

@@ -93,7 +93,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory, http: HttpServer) -> Iterato
         directory=base / "daemon",
         stores=stores,
         sections={
-            "node": {"job_attempts": 1, "state_directory": str(base / "state")},
+            "jobs": {"attempts": 1},
+            "node": {"state_directory": str(base / "state")},
             "import": {
                 "directories": [str(sources)],
                 "allow_http": True,

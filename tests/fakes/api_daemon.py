@@ -32,6 +32,8 @@ class Request:
     path: str
     query: Mapping[str, str]
     body: Any
+    key: str | None = None
+    """The header Idempotency-Key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ class _RequestHandler(BaseHTTPRequestHandler):
             path=parts.path,
             query={name: values[-1] for name, values in parse_qs(parts.query).items()},
             body=json.loads(content) if content else None,
+            key=self.headers.get("Idempotency-Key"),
         )
         reply = self.server.daemon_of_test.answer(request)
         self.close_connection = True

@@ -130,11 +130,14 @@ class Fault:
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
-    """One request that came, and what became of it: `status` is what the client was told, 0 if nothing."""
+    """One request that came, and what became of it: `status` is what the client was told, 0 if nothing.
+    `connection` is the number of the client's connection that it came on.
+    """
 
     method: str
     target: str
     range: str | None
+    connection: int = 0
     kind: Kind | None = None
     status: int = 0
     request_bytes: int = 0
@@ -167,6 +170,7 @@ _FLOOD_LINES: Final = 20_000
 _REPEATED_BYTES: Final = 4096
 _VALIDATORS: Final = ("ETag", "Last-Modified")
 _LAST_BYTES_S: Final = 0.05
+_BACKLOG: Final = 100
 
 
 class FaultProxy:
@@ -185,27 +189,25 @@ class FaultProxy:
         """By target: the validators that the server told last."""
         self._counts: dict[Fault, int] = {}
         self._healed = asyncio.Event()
-        self._server: asyncio.Server | None = None
-        self._is_away = True
+        self._listening: socket.socket | None = None
+        """None while the server is away."""
         self._place: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._connected_count = 0
 
     async def __aenter__(self) -> Self:
         # Bound and never listening: keeps the port ours, and connections refused, while the server is away.
         self._place = _bound(0)
-        await self._come_back()
+        self._come_back()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._server is not None:
-            self._server.close()
+        self._go_away()
         for connection in tuple(self._connections):
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
-        if self._server is not None:
-            await self._server.wait_closed()
         if self._place is not None:
             self._place.close()
 
@@ -223,21 +225,45 @@ class FaultProxy:
         """No faults from here on: what was stalled breaks, what was refused is taken again."""
         self.faults.clear()
         self._healed.set()
-        await self._come_back()
+        self._come_back()
 
-    async def _come_back(self) -> None:
-        if not self._is_away:
-            return
-        self._is_away = False
-        self._server = await asyncio.start_server(self._connected, sock=_bound(self.port), limit=LONGEST_HEAD)
+    # Not `asyncio.start_server`: a server that is closed forgets the connections it is about to take, and
+    # their sockets stay open.
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+    def _come_back(self) -> None:
+        if self._listening is None:
+            self._listening = _bound(self.port)
+            self._listening.setblocking(False)
+            self._listening.listen(_BACKLOG)
+            asyncio.get_running_loop().add_reader(self._listening, self._accept, self._listening)
+
+    def _go_away(self) -> None:
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
+
+    def _accept(self, listening: socket.socket) -> None:
         try:
-            while await _Request(self, reader, writer, await Head.read(reader)).serve():
+            accepted, _ = listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        task = asyncio.create_task(self._connected(accepted))
+        self._connections.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._connections.discard(task)
+            if task.cancelled():  # Before it had a stream to close.
+                accepted.close()
+
+        task.add_done_callback(ended)
+
+    async def _connected(self, accepted: socket.socket) -> None:
+        self._connected_count += 1
+        number = self._connected_count
+        reader, writer = await asyncio.open_connection(sock=accepted, limit=LONGEST_HEAD)
+        try:
+            while await _Request(self, reader, writer, await Head.read(reader), connection=number).serve():
                 pass
         except _ResetError:
             _reset(writer)
@@ -274,16 +300,15 @@ class FaultProxy:
 
     async def refuse(self, seconds: float | None) -> None:
         """Stop listening for that long; the connections that are open end with RST."""
-        if self._server is None or self._is_away:
+        if self._listening is None:
             return
-        self._is_away = True
-        self._server.close()
+        self._go_away()
         own = asyncio.current_task()
         for connection in tuple(self._connections):
             if connection is not own:
                 connection.cancel()
         await self.pause(seconds)
-        await self._come_back()
+        self._come_back()
 
 
 def _bound(port: int) -> socket.socket:
@@ -304,7 +329,13 @@ class _Request:
     """One request on a client's connection. Belongs to the connection's task and the two that pass it on."""
 
     def __init__(
-        self, proxy: FaultProxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: Head
+        self,
+        proxy: FaultProxy,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        head: Head,
+        *,
+        connection: int,
     ) -> None:
         self._proxy = proxy
         self._reader = reader
@@ -313,7 +344,9 @@ class _Request:
         self._body = Body.of_request(head)
         self._fault = proxy.pick(head)
         self._kind = None if self._fault is None else self._fault.kind
-        self._exchange = Exchange(method=head.method, target=head.target, range=head.get("Range"))
+        self._exchange = Exchange(
+            method=head.method, target=head.target, range=head.get("Range"), connection=connection
+        )
         proxy.exchanges.append(self._exchange)
 
     async def serve(self) -> bool:

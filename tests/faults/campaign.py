@@ -26,7 +26,7 @@ from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Final, Self
 
-from dataplane.errors import GlissadeError, StalledError, StoreError
+from dataplane.errors import GlissadeError, StalledError, StoreError, UnavailableError
 from dataplane.store import MIB, Driver
 from dataplane.terms import Destination, Expected, VerifyMode
 from dataplane.transfer import transfer
@@ -440,19 +440,31 @@ class Campaign:
 
 
 async def _clear(setting: Setting, *, is_success: bool) -> list[str]:
-    """As a job does it when the attempt has ended."""
+    """As a job does it when the attempt has ended: again, where the store says when."""
     defects = []
     for destination in setting.destinations:
         if destination.attempt is None:
             raise ValueError("every destination of a campaign has an attempt")
         try:
             async with asyncio.timeout(LONGEST_CASE_S):
-                await destination.store.clear_attempt(
-                    destination.key, destination.attempt, keep_object=is_success
+                await _clear_one(
+                    destination.store, destination.key, destination.attempt, keep_object=is_success
                 )
         except (GlissadeError, TimeoutError) as error:
             defects.append(f"{destination.store.name}: clear_attempt failed with all well again: {error!r}")
     return defects
+
+
+async def _clear_one(store: Driver, key: str, attempt: str, *, keep_object: bool) -> None:
+    while True:
+        try:
+            await store.clear_attempt(key, attempt, keep_object=keep_object)
+        except UnavailableError as error:
+            if error.retry_after_s is None:
+                raise
+            await asyncio.sleep(error.retry_after_s)
+        else:
+            return
 
 
 def _stores(setting: Setting) -> list[Source]:

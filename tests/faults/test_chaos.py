@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from dataplane.failpoints import Arrow
-from tests.chaos import bugs, corruptions, powercuts, syscalls
+from dataplane.failpoints import Action, Arrow
+from tests.chaos import arrows, bugs, corruptions, powercuts, syscalls
 from tests.chaos.campaigns import CAMPAIGNS
 from tests.chaos.grounds import Order
+from tests.chaos.shelves import RbdShelf, quick_to_forget
+from tests.conftest import skip_unless_runnable
+from tests.services.processes import wait_until
 
 if TYPE_CHECKING:
     from tests.chaos.result import Result
@@ -39,6 +43,8 @@ def _short(name: str, ceph: Ceph | None = None) -> Result:
 def test_kill_9_at_random_moments_loses_nothing_and_leaves_nothing() -> None:
     hit = _short("kill9").hit
     assert hit["cut_off"] > 0, "the kills missed the jobs: change LONGEST_LIFE_S"
+    assert hit["asked"]["held"] > 0
+    assert hit["asked"]["said again"] > 0
 
 
 @pytest.mark.service("ceph")
@@ -50,10 +56,39 @@ def test_kill_9_with_s3_and_rbd_loses_nothing_and_leaves_nothing(ceph: Ceph) -> 
     assert result.hit["stores"] == ["bucket", "disk", "pool", "ram"]
 
 
+@pytest.mark.service("ceph")
+@pytest.mark.timeout(120)
+def test_a_watch_that_somebody_holds_is_not_taken_for_one_that_ceph_keeps(ceph: Ceph) -> None:
+    shelf = RbdShelf("pool", ceph, ceph.pools[1])
+    ceph.rbd("create", "--size=1M", f"{ceph.pools[1]}/watched")
+    command = ("rbd", "--conf", str(ceph.conf), "watch", f"{ceph.pools[1]}/watched")
+    # It ends when its input does.
+    with (
+        quick_to_forget(ceph),
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as watching,
+    ):
+        try:
+            wait_until("the watch", lambda: shelf.watches() == 1, timeout_s=30)
+            assert shelf.forgotten_watches() == 0
+            assert shelf.watches() == 1
+        finally:
+            watching.kill()
+    shelf.empty()
+
+
 @pytest.mark.timeout(600)
-def test_every_arrow_is_hit_and_survives_a_kill() -> None:
-    arrows = _short("arrows").hit["arrows"]
-    assert [arrow for arrow in Arrow if not arrows[arrow]] == []
+def test_every_arrow_is_hit_and_survives_a_kill_an_error_and_a_sleep() -> None:
+    hit = _short("arrows").hit["arrows"]
+    assert hit.keys() == set(arrows.ACTIONS)
+    assert [(action, arrow) for action in hit for arrow in Arrow if not hit[action][arrow]] == []
+
+
+@pytest.mark.timeout(120)
+def test_a_hash_job_that_was_killed_when_all_was_recorded_has_succeeded() -> None:
+    point = ("hash", Arrow.CLEARED, Action.KILL)
+    result = arrows.run_points(Order(count=1, seed=_seed()), [point])
+    print(result.line())
+    assert (result.count, result.found) == (1, ())
 
 
 @pytest.mark.timeout(600)
@@ -87,6 +122,13 @@ def test_damage_to_rados_objects_before_the_read_back_is_noticed(ceph: Ceph) -> 
 @pytest.mark.timeout(300)
 def test_what_changed_behind_the_back_of_a_daemon_is_left_alone() -> None:
     _short("fences")
+
+
+@pytest.mark.service("postgres")
+@pytest.mark.timeout(300)
+def test_a_store_that_is_away_while_nodes_are_lost_delays_and_loses_nothing() -> None:
+    skip_unless_runnable("postgres")
+    _short("outages")
 
 
 @pytest.mark.timeout(600)

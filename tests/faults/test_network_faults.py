@@ -16,10 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dataplane.buffers import BufferPool
-from dataplane.digests import HashThreads
-from dataplane.store import MIB
-from dataplane.terms import Engine
+from tests.engines import new_engine
 from tests.faults.campaign import Campaign, Case, Ground, Result, draw_cases, table
 from tests.faults.grounds import http_ground, s3_ground, swift_ground
 
@@ -27,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from dataplane.terms import Engine
     from tests.services.ceph import Ceph
     from tests.services.swift import Swift
 
@@ -36,12 +34,8 @@ CASES = {"http": 80, "s3": 110, "swift": 110}
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
-    pool = BufferPool(budget_bytes=64 * MIB, chunk_bytes=MIB)
-    hashing = HashThreads()
-    yield Engine(pool=pool, hashing=hashing, stall_timeout_s=30)
-    assert pool.free_chunks == pool.chunk_count
-    hashing.close()
-    pool.close()
+    with new_engine(64, stall_timeout_s=30) as engine:
+        yield engine
 
 
 async def run_campaign(ground: Ground, engine: Engine, capsys: pytest.CaptureFixture[str]) -> list[Result]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fakes.fault_proxy import Fault, Kind
+from tests.fakes.steady_time import now_s
 
 if TYPE_CHECKING:
     from tests.fakes.fault_proxy import FaultProxy
@@ -26,11 +26,11 @@ async def cancel_in_the_middle(work: asyncio.Task[object], proxy: FaultProxy, fa
                 work.result()
                 pytest.fail("it ended before")
     await asyncio.sleep(0.3)
-    began = time.monotonic()
+    began = now_s()
     work.cancel()
     await asyncio.wait([work], timeout=60)
     assert work.cancelled()
-    return time.monotonic() - began
+    return now_s() - began
 
 
 def hang_after(proxy: FaultProxy, first: Fault) -> Fault:

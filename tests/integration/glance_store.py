@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench.rivals import PEER, RIVALS_PYTHON, ROOT
-from dataplane.buffers import BufferPool
-from dataplane.digests import HashThreads
 from dataplane.store import MIB
 from dataplane.terms import Destination, Engine
 from dataplane.transfer import transfer
@@ -21,7 +19,7 @@ from drivers.filesystem.local import LocalFileSource
 from drivers.options import StoreOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
     from typing import Self
 
@@ -93,14 +91,6 @@ class Peer:
             pytest.fail(f"glance_store ended: {self._said.read().decode()[-3000:]}")
         told: dict[str, Any] = json.loads(answer)
         return told
-
-
-def engine() -> Iterator[Engine]:
-    """The body of a fixture: what our transfers run with."""
-    pool, hashing = BufferPool(budget_bytes=8 * MIB), HashThreads()
-    yield Engine(pool=pool, hashing=hashing)
-    hashing.close()
-    pool.close()
 
 
 def write_image(path: Path, size_bytes: int) -> dict[str, str]:

@@ -12,12 +12,24 @@ import shutil
 import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from control.config import ApiSettings, CatalogSettings, ImportSettings, NodeSettings, Settings, StoreSettings
+from control.catalog.database import open_database
+from control.catalog.tables import jobs, utc_now
+from control.config import (
+    ApiSettings,
+    CatalogSettings,
+    ImageSettings,
+    ImportSettings,
+    JobSettings,
+    NodeSettings,
+    Settings,
+    StoreSettings,
+)
 from control.daemon import serve
 from dataplane.retry import RetryPolicy
 from dataplane.store import MIB
@@ -26,6 +38,8 @@ from drivers.options import RetryOptions, StoreOptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from multidict import CIMultiDictProxy
 
     from control.catalog.database import DatabaseAddress
 
@@ -47,6 +61,8 @@ class Place:
     )
     node: dict[str, Any] = field(default_factory=dict)
     api: dict[str, Any] = field(default_factory=dict)
+    jobs: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
     socket_path: str = ""
     catalog: DatabaseAddress | None = None
     """On PostgreSQL, for several daemons with the same root; SQLite when None."""
@@ -105,11 +121,14 @@ class Place:
                     "chunk_bytes": 256 * 1024,
                     "max_transfers": 4,
                     "drain_timeout_s": 2.0,
+                    "lease_s": 120.0,
                     **self.node,
                 },
             ),
             api=ApiSettings(socket=self.socket, **{"allow_groups": (), **self.api}),
             catalog=self._catalog(),
+            jobs=JobSettings(**self.jobs),
+            images=ImageSettings(**self.images),
             imports=ImportSettings(directories=(str(self.incoming),)),
             stores={
                 store: StoreSettings(
@@ -120,7 +139,9 @@ class Place:
                         weight=options.weight,
                         read_only=options.read_only,
                         allow_delete=options.allow_delete,
+                        concurrency=options.concurrency,
                         rate_limit=options.rate_limit,
+                        max_jobs=options.max_jobs,
                         retry=quick,
                     ),
                     config=FileConfig(directories=(Directory(path=str(self.directory(store))),)),
@@ -136,7 +157,7 @@ class Reply:
     """An answer, read to its end."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: CIMultiDictProxy[str]
     body: bytes
 
     @property
@@ -152,10 +173,19 @@ class Daemon:
         self.http = http
         self.stop = stop
 
-    async def call(self, method: str, path: str, body: object = None, *, raw: bytes | None = None) -> Reply:
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        raw: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
         data = raw if raw is not None else (None if body is None else json.dumps(body).encode())
         sent = None if data is None else io.BytesIO(data)
-        async with self.http.request(method, f"http://glissade{path}", data=sent) as response:
+        url = f"http://glissade{path}"
+        async with self.http.request(method, url, data=sent, headers=headers) as response:
             return Reply(response.status, response.headers, await response.read())
 
     async def get(self, path: str) -> Any:
@@ -235,6 +265,17 @@ async def abandoned(place: Place) -> AsyncIterator[Daemon]:
     finally:
         server.cancel()
         await asyncio.wait([server])
+
+
+async def end_leases(catalog: DatabaseAddress, *, in_s: float = 0.0) -> None:
+    """Let all leases end, of which a dead node renews none: tests need not wait for that, and the leases of
+    living nodes can be longer than a machine stands still.
+    """
+    database = await open_database(catalog)
+    ends = utc_now() + timedelta(seconds=in_s)
+    held = jobs.update().where(jobs.c.lease_until.is_not(None)).values(lease_until=ends)
+    await database.write(lambda tx: tx.execute(held))
+    await database.aclose()
 
 
 def short_directory() -> Iterator[Path]:

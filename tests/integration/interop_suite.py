@@ -23,11 +23,11 @@ from dataplane.measure import measure
 from dataplane.store import MIB, WriteOptions
 from drivers.location import key_of_location, same_place
 from drivers.secret import Secret
-from tests.integration import glance_store
+from tests.integration.clearing import until_cleared
 from tests.integration.glance_store import DIGESTS, Peer, import_image, write_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from dataplane.store import Driver
@@ -68,10 +68,6 @@ class InteropSuite:
     their_sizes: ClassVar[tuple[int, ...]]
     large_bytes: ClassVar[int]
     """More than one part or segment for both."""
-
-    @pytest.fixture
-    def engine(self) -> Iterator[Engine]:
-        yield from glance_store.engine()
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         for name in ("our_sizes", "their_sizes"):
@@ -189,7 +185,7 @@ class InteropSuite:
             writer.kill()
             await writer.wait()
         assert shared.names() != before
-        assert not await shared.driver.clear_attempt(image, attempt, keep_object=False)
+        assert not await until_cleared(shared.driver, image, attempt)
         assert shared.names() == before
 
 

@@ -7,8 +7,10 @@ import uuid
 from functools import partial
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control.catalog import postgres as postgres_module
@@ -20,12 +22,15 @@ from control.catalog.errors import (
     SchemaTooNewError,
     SchemaTooOldError,
 )
+from control.catalog.migrate import upgrade_to_head
 from control.jobs.model import Job, JobKind, NewJob
 from control.jobs.queue import JobQueue
 from drivers.secret import Secret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from sqlalchemy import Connection
 
     from control.catalog.database import Database
     from tests.services.postgres import Postgres
@@ -48,6 +53,25 @@ async def insert(tx: AsyncConnection) -> None:
 
 async def rows(database: Database) -> int:
     return int(await database.read(lambda tx: tx.scalar(text("select count(*) from t"))) or 0)
+
+
+@pytest.mark.parametrize(
+    ("cast", "value"), [("text", "a\0b"), ("text", "\ud800"), ("integer", 2**40), ("integer", "no number")]
+)
+async def test_a_value_that_no_server_takes_is_a_bug_and_not_tried_for_ever(
+    database: Database, cast: str, value: object
+) -> None:
+    tries = 0
+
+    async def work(tx: AsyncConnection) -> None:
+        nonlocal tries
+        tries += 1
+        await insert(tx)
+        await tx.execute(text(f"select cast(:value as {cast})"), {"value": value})
+
+    with pytest.raises((DBAPIError, UnicodeEncodeError)):
+        await database.write(work)
+    assert (tries, database.trouble, await rows(database)) == (1, "", 0)
 
 
 async def test_a_crash_of_the_server_in_mid_transaction_undoes_it_and_it_is_done_again(
@@ -145,6 +169,27 @@ async def test_announcements_arrive_also_after_a_crash_of_the_server(
     await asyncio.wait([listening])
 
 
+async def test_a_node_that_fell_asleep_while_it_prepared_a_statement_holds_no_lock_for_long(
+    database: Database, shared_catalog: DatabaseAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_module, "_MOST_ASLEEP_S", 0.5)
+    monkeypatch.setattr(postgres_module, "_LISTEN_ALIVE_S", 0.2)
+    await database.write(insert)
+    sleeper = await asyncpg.connect(**postgres_module._arguments(shared_catalog))
+    await sleeper.execute("begin")
+    await sleeper.execute("select * from t for update")
+    await sleeper.prepare("select $1::integer")
+    listening = asyncio.create_task(database.listen(lambda _: None))
+    async with asyncio.timeout(5):
+        await database.write(lambda tx: tx.execute(text("update t set n = 2")))
+    ended = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+    with pytest.raises(ended):
+        await sleeper.execute("commit")
+    listening.cancel()
+    await asyncio.wait([listening])
+    sleeper.terminate()
+
+
 async def test_what_is_undone_is_not_announced(database: Database) -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
     listening = asyncio.create_task(database.listen(heard.put_nowait))
@@ -221,6 +266,24 @@ async def test_tables_are_made_by_command_only(postgres: Postgres) -> None:
     await database.aclose()
 
 
+async def test_an_upgrade_may_take_longer_than_any_other_transaction(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def long(connection: Connection) -> None:
+        connection.execute(text("select pg_sleep(1.5)"))
+        upgrade_to_head(connection)
+
+    monkeypatch.setattr(postgres_module, "_TRANSACTION_S", 1.0)
+    monkeypatch.setitem(postgres_module._SESSION, "statement_timeout", "1s")
+    monkeypatch.setattr(postgres_module, "upgrade_to_head", long)
+    database = await connect_database(postgres.address(postgres.new_database()))
+    await database.upgrade()
+    await database.prepare()
+    with pytest.raises(CatalogUnavailableError):
+        await database.write(lambda tx: tx.execute(text("select pg_sleep(1.5)")), patience_s=0)
+    await database.aclose()
+
+
 async def test_a_database_that_does_not_let_us_in_is_away_and_the_password_stays_secret(
     shared_catalog: DatabaseAddress,
 ) -> None:
@@ -238,3 +301,25 @@ async def test_tls_is_demanded_unless_it_is_switched_off(shared_catalog: Databas
     with pytest.raises(CatalogUnavailableError, match="SSL"):
         await database.write(QUEUE.counts, patience_s=0)
     await database.aclose()
+
+
+async def test_where_only_a_standby_answers_the_catalogue_is_away(
+    shared_catalog: DatabaseAddress, postgres: Postgres
+) -> None:
+    name = shared_catalog.url.rpartition("/")[2]
+    standby = await asyncio.to_thread(postgres.new_standby)
+    opened = await connect_database(standby.address(name))
+    try:
+        with pytest.raises(CatalogUnavailableError, match="None of the hosts"):
+            await opened.read(lambda tx: tx.execute(text("select 1")))
+        heard: list[str] = []
+        listening = asyncio.create_task(opened.listen(heard.append))
+        await asyncio.sleep(1.5)
+        assert not listening.done()
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        assert heard == []
+    finally:
+        await opened.aclose()
+        await asyncio.to_thread(standby.discard)
+        await asyncio.to_thread(postgres.forget_standby)

@@ -55,11 +55,11 @@ def test_a_check_says_what_differs_and_what_to_do(tmp_path: Path, capsys: pytest
     run(config, "upgrade")
     capsys.readouterr()
     with sqlite3.connect(tmp_path / "catalog.db") as db:
-        db.execute("drop index ix_jobs_unclean")
+        db.execute("drop index ix_artefacts_store_key")
     db.close()
     assert run(config, "check") == Exit.NOT_HELD
     said = capsys.readouterr()
-    assert "differs: add_index ix_jobs_unclean" in said.out
+    assert "differs: add_index ix_artefacts_store_key" in said.out
     assert "changed by somebody else" in said.err
     with sqlite3.connect(tmp_path / "catalog.db") as db:
         db.execute("update alembic_version set version_num = '0001'")

@@ -7,15 +7,25 @@ import os
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 
 from control.catalog.database import open_database
-from control.catalog.tables import jobs
+from control.catalog.tables import jobs, utc_now
 from control.daemon import serve
-from tests.integration.in_process import QUICK, Daemon, Place, abandoned, running, short_directory
+from control.jobs.lease import sleepless_time_s
+from tests.integration.in_process import (
+    QUICK,
+    Daemon,
+    Place,
+    abandoned,
+    end_leases,
+    running,
+    short_directory,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.service("postgres")
 
 LEASE_S = 3.0
+"""What is left of the lease of a node that died."""
 
 
 @pytest.fixture
@@ -34,7 +45,7 @@ def root() -> Iterator[Path]:
     yield from short_directory()
 
 
-def node(root: Path, catalog: DatabaseAddress, name: str, *, lease_s: float = LEASE_S) -> Place:
+def node(root: Path, catalog: DatabaseAddress, name: str, *, lease_s: float = 30.0) -> Place:
     return Place(
         root,
         node={"name": name, "lease_s": lease_s},
@@ -95,6 +106,7 @@ async def test_a_node_takes_over_what_a_dead_one_left(root: Path, shared_catalog
         )
         await daemon.moving(job)
     died_at = asyncio.get_running_loop().time()
+    await end_leases(shared_catalog, in_s=LEASE_S)
     async with running(heir) as daemon:
         async with asyncio.timeout(LEASE_S + 10):
             while (await daemon.get(f"/v1/jobs/{job['id']}"))["attempt"] < 2:  # noqa: ASYNC110 - from outside
@@ -106,6 +118,36 @@ async def test_a_node_takes_over_what_a_dead_one_left(root: Path, shared_catalog
         assert (ended["state"], ended["attempt"]) == ("succeeded", 2)
     assert heir.files()["one"] == [job["image_id"]]
     assert (heir.directory("one") / job["image_id"]).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {},
+        {"state": "queued", "owner": None, "lease_until": None, "waiting_for": "one"},
+        {"state": "queued", "owner": None, "lease_until": None, "not_before": utc_now() + timedelta(hours=1)},
+    ],
+    ids=["running", "parked", "backing off"],
+)
+async def test_what_was_to_be_cancelled_is_though_its_node_died_and_its_store_is_down(
+    root: Path, shared_catalog: DatabaseAddress, left: dict[str, Any]
+) -> None:
+    doomed, heir = (node(root, shared_catalog, name) for name in ("doomed", "heir"))
+    async with abandoned(doomed) as daemon:
+        job = await daemon.submit(
+            kind="import", source=doomed.source(os.urandom(6_000_000)), stores=["one"], rate_limit="1M"
+        )
+        await daemon.moving(job)
+    database = await open_database(shared_catalog)
+    left = {"lease_until": utc_now() + timedelta(seconds=LEASE_S), **left}
+    cancelled = jobs.update().where(jobs.c.id == job["id"]).values(cancel_requested=True, **left)
+    await database.write(lambda tx: tx.execute(cancelled))
+    await database.aclose()
+    heir.directory("one").rename(root / "away")
+    async with running(heir) as daemon:
+        async with asyncio.timeout(LEASE_S + 10):
+            ended = await daemon.finished(job)
+        assert (ended["state"], ended["phase"], ended["attempt"]) == ("cancelled", "cancelled", 2)
 
 
 async def test_a_job_is_cancelled_and_slowed_down_from_any_node(
@@ -177,9 +219,13 @@ async def test_a_crash_of_the_database_stops_no_transfer(
 
 
 async def test_what_cannot_be_renewed_is_stopped_before_anybody_else_may_begin(
-    root: Path, shared_catalog: DatabaseAddress, postgres: Postgres, caplog: pytest.LogCaptureFixture
+    root: Path,
+    shared_catalog: DatabaseAddress,
+    postgres: Postgres,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = node(root, shared_catalog, "only", lease_s=1.5)
+    place = node(root, shared_catalog, "only", lease_s=30)
     async with running(place) as daemon:
         content = os.urandom(5_000_000)
         job = await daemon.submit(
@@ -187,10 +233,13 @@ async def test_what_cannot_be_renewed_is_stopped_before_anybody_else_may_begin(
         )
         await daemon.moving(job)
         await asyncio.to_thread(postgres.stop)
-        async with asyncio.timeout(3):
-            while "the lease was not renewed" not in caplog.text:  # noqa: ASYNC110 - from outside
-                await asyncio.sleep(0.02)
+        with monkeypatch.context() as later:
+            later.setattr("control.jobs.lease.sleepless_time_s", lambda: sleepless_time_s() + 20)
+            async with asyncio.timeout(3):
+                while "the lease was not renewed" not in caplog.text:  # noqa: ASYNC110 - a log sets no event
+                    await asyncio.sleep(0.02)
         await asyncio.to_thread(postgres.start)
+        await end_leases(shared_catalog)
         ended = await daemon.finished(job)
         assert (ended["state"], ended["attempt"]) == ("succeeded", 2)
     assert place.files()["one"] == [job["image_id"]]

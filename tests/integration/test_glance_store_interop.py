@@ -31,9 +31,6 @@ pytestmark = [
 SIZES = [0, 1, 64 * 1024, 3 * MIB + 17]
 
 
-engine = pytest.fixture(glance_store.engine)
-
-
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """The directory both sides use as their store."""

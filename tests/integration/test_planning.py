@@ -205,6 +205,23 @@ async def test_what_a_job_would_be_refused_for_a_plan_is_too(
     assert reply.headers["Content-Type"].startswith("application/problem+json")
 
 
+@pytest.mark.parametrize(
+    ("source", "status", "code"),
+    [
+        ({"path": "/"}, 400, "cannot_plan"),
+        ({"path": f"/{'a' * 300}"}, 403, "source_not_allowed"),
+        ({"path": "/etc/passwd"}, 403, "source_not_allowed"),
+        ({"url": "http://["}, 403, "source_not_allowed"),
+        ({"url": "http://127.0.0.1/"}, 403, "source_not_allowed"),
+    ],
+)
+async def test_a_source_that_is_named_wrongly_is_the_fault_of_who_asks(
+    daemon: Daemon, source: dict[str, str], status: int, code: str
+) -> None:
+    reply = await daemon.call("POST", "/v1/plans", {"kind": "import", "source": source, "stores": ["one"]})
+    assert (reply.status, reply.json["code"]) == (status, code)
+
+
 async def test_an_image_that_is_not_there_cannot_be_planned(daemon: Daemon) -> None:
     nobody = "00000000-0000-4000-8000-000000000000"
     reply = await daemon.call("POST", "/v1/plans", {"kind": "move", "image_id": nobody, "to_store": "two"})

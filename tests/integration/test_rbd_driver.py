@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -10,15 +11,18 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from control.jobs.cleaning import PATIENCE_S
 from dataplane.errors import (
     AccessDeniedError,
     AlreadyExistsError,
+    LeftoverBusyError,
     NotFoundError,
     ObjectBusyError,
     ObjectInUseError,
@@ -41,9 +45,14 @@ from dataplane.store import (
 )
 from drivers.location import parse_location
 from drivers.options import RetryOptions, StoreOptions
+from drivers.rbd.clibrary import CephError
 from drivers.rbd.config import RbdConfig
+from drivers.rbd.names import attempt_name, new_image_name
+from drivers.rbd.removing import set_aside
 from drivers.registry import build_store
 from tests.conformance.images import chunk_buffer, drain, feed, image, read_image, write_image
+from tests.fakes.steady_time import now_s
+from tests.integration.clearing import until_cleared
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
@@ -362,6 +371,23 @@ async def test_a_removal_that_was_cut_off_is_brought_to_its_end(ceph: Ceph) -> N
                 await driver.delete(KEY, identity=made.identity)
 
 
+async def test_an_attempt_that_was_killed_while_making_its_image_is_cleared_at_once(
+    ceph: Ceph,
+) -> None:
+    """The name and the pool's directory know the image, and there is none yet."""
+    from drivers.rbd.image import image_id
+    from tests.services.plain_rbd import emptied_pools
+
+    attempt = f"{uuid.uuid4().hex}-1"
+    name = attempt_name("rbd", new_image_name("rbd", KEY), attempt)
+    with emptied_pools(ceph) as (pool, _):
+        async with store(ceph) as driver:
+            ceph.rbd("create", "--size", "1M", f"{ceph.pools[0]}/{name}")
+            pool.remove_object(f"rbd_header.{image_id(pool, name)}")
+            await driver.clear_attempt(KEY, attempt, keep_object=False)
+            assert ceph.rbd("ls", ceph.pools[0]) == ""
+
+
 async def test_a_snapshot_of_somebody_else_keeps_the_image(ceph: Ceph) -> None:
     async with store(ceph) as driver:
         made = await write_image(driver, KEY, DATA)
@@ -412,6 +438,140 @@ async def test_publishing_that_was_cut_off_is_finished_by_clearing(ceph: Ceph, k
 
 async def test_what_a_killed_writer_left_is_gone_on_with_or_cleared(ceph: Ceph) -> None:
     """Its images count as used for 30 s more: both wait for that."""
+    mark = await _killed_writer(ceph)
+    assert mark.size_bytes == 8 * MIB
+    async with store(ceph) as driver:
+        data = bytes(8 * MIB) + image(MIB)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(until_cleared(driver, OTHER_KEY, "two"))
+            options = WriteOptions(size_bytes=len(data), attempt="three", resume=mark)
+            async with driver.open_write(KEY, options) as session:
+                await feed(session, data[mark.size_bytes :])
+                await session.commit()
+        assert (await read_image(driver, KEY, chunk_bytes=MIB)).data == data
+        assert listed(ceph) == {KEY}
+
+
+async def test_what_a_killed_writer_left_is_in_nobodys_way_and_those_who_look_are_no_users(
+    ceph: Ceph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look that opened it for writing would keep it for half a minute more if its process was killed."""
+    from drivers.rbd.image import Image
+    from tests.chaos.shelves import quick_to_forget
+
+    opened: list[str] = []
+    opening = Image.__init__
+
+    def watched(image: Image, pool: Any, name: str, *, snapshot: Any = None, writable: bool = False) -> None:
+        if writable:
+            opened.append(name)
+        opening(image, pool, name, snapshot=snapshot, writable=writable)
+
+    monkeypatch.setattr(Image, "__init__", watched)
+    with quick_to_forget(ceph):
+        await _killed_writer(ceph)
+        async with whole_store(ceph, StoreOptions()) as driver:
+            begun = now_s()
+            with pytest.raises(LeftoverBusyError, match="held open"):
+                await driver.clear_attempt(OTHER_KEY, "two", keep_object=False)
+            # It is not asked again by those who wrap the driver.
+            assert now_s() - begun < PATIENCE_S
+            assert opened == []
+            await write_image(driver, OTHER_KEY, DATA, attempt="three")
+            assert (await read_image(driver, OTHER_KEY)).data == DATA
+            for attempt, key in (("two", OTHER_KEY), ("one", KEY)):
+                await until_cleared(driver, key, attempt)
+            assert now_s() - begun < 60
+            assert (await read_image(driver, OTHER_KEY)).data == DATA
+    assert listed(ceph) == {OTHER_KEY}
+
+
+async def test_an_object_whose_maker_was_killed_with_it_open_gives_up_its_name(ceph: Ceph) -> None:
+    """Published, and not known to the catalogue: the next attempt needs the name."""
+    from drivers.rbd.image import Image, publish_image
+
+    async with store(ceph) as driver:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("drivers.rbd.attempt.AttemptImage._undo", lambda _: None)
+            async with driver.open_write(KEY, WriteOptions(size_bytes=len(DATA), attempt="one")) as session:
+                await feed(session, DATA)
+        with driver._connection.used() as pool:
+            name = attempt_name("rbd", new_image_name("rbd", KEY), "one")
+            await asyncio.to_thread(publish_image, pool, name, KEY)
+            user = await asyncio.to_thread(Image, pool, KEY, writable=True)
+            try:
+                with pytest.raises(LeftoverBusyError):
+                    await driver.clear_attempt(KEY, "one", keep_object=False)
+                await write_image(driver, KEY, DATA)
+            finally:
+                await asyncio.to_thread(user.close)
+        await until_cleared(driver, KEY, "one")
+        assert (await read_image(driver, KEY)).data == DATA
+    assert listed(ceph) == {KEY}
+
+
+@pytest.mark.parametrize("cut_at", ["create_object", "execute", "remove_object"])
+async def test_an_object_that_was_half_taken_away_and_is_to_stay_stays(
+    ceph: Ceph, monkeypatch: pytest.MonkeyPatch, cut_at: str
+) -> None:
+    """Clearing was killed after that step of the renaming; then the catalogue learnt of the object."""
+    from drivers.rbd.cluster import Pool
+
+    class Killed(BaseException):
+        pass
+
+    def last_act(pool: Pool, *arguments: Any) -> None:
+        step(pool, *arguments)
+        raise Killed
+
+    async with store(ceph) as driver:
+        await write_image(driver, KEY, DATA, attempt="one")
+        step = getattr(Pool, cut_at)
+        with monkeypatch.context() as patch:
+            patch.setattr(Pool, cut_at, last_act)
+            with pytest.raises(Killed):
+                await driver.clear_attempt(KEY, "one", keep_object=False)
+        if cut_at == "remove_object":
+            with pytest.raises(NotFoundError):  # Nobody could have learnt of it any more.
+                await driver.stat(KEY)
+        await driver.clear_attempt(KEY, "one", keep_object=True)
+        if cut_at != "remove_object":
+            assert (await read_image(driver, KEY)).data == DATA
+            await driver.clear_attempt(KEY, "one", keep_object=False)  # It has no mark any more.
+            assert (await read_image(driver, KEY)).data == DATA
+            assert listed(ceph) == {KEY}
+            await driver.delete(KEY)
+    assert objects(ceph) == set()
+
+
+@pytest.mark.parametrize("error", [errno.EBUSY, errno.EROFS])
+async def test_what_cannot_be_set_aside_because_of_somebody_is_waited_for(
+    ceph: Ceph, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """It is in the way until then, and another try may do."""
+    times = 10**6
+
+    def locked(*arguments: Any, **more: Any) -> bool:
+        nonlocal times
+        times -= 1
+        if times >= 0:
+            raise CephError(error, "locked by somebody")
+        return set_aside(*arguments, **more)
+
+    async with store(ceph) as driver:
+        await write_image(driver, KEY, DATA, attempt="one")
+        monkeypatch.setattr("drivers.rbd.driver.set_aside", locked)
+        with monkeypatch.context() as patch:
+            patch.setattr("drivers.rbd.driver._RELEASE_S", 0.5)
+            with pytest.raises(ObjectBusyError, match="locked by somebody"):
+                await driver.clear_attempt(KEY, "one", keep_object=False)
+        times = 2
+        assert await driver.clear_attempt(KEY, "one", keep_object=False)
+    assert objects(ceph) == set()
+
+
+async def _killed_writer(ceph: Ceph) -> WriteMark:
+    """One that has two images half written; what it wanted to go on with."""
     writer = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -430,19 +590,7 @@ async def test_what_a_killed_writer_left_is_gone_on_with_or_cleared(ceph: Ceph) 
         os.kill(writer.pid, signal.SIGKILL)
         await writer.wait()
     assert len(listed(ceph)) == 2
-    mark = WriteMark(size_bytes=told["size_bytes"], state=told["state"])
-    assert mark.size_bytes == 8 * MIB
-    async with store(ceph) as driver:
-        data = bytes(8 * MIB) + image(MIB)
-        async with asyncio.TaskGroup() as group:
-            clearing = group.create_task(driver.clear_attempt(OTHER_KEY, "two", keep_object=False))
-            options = WriteOptions(size_bytes=len(data), attempt="three", resume=mark)
-            async with driver.open_write(KEY, options) as session:
-                await feed(session, data[mark.size_bytes :])
-                await session.commit()
-        assert not clearing.result()
-        assert (await read_image(driver, KEY, chunk_bytes=MIB)).data == data
-        assert listed(ceph) == {KEY}
+    return WriteMark(size_bytes=told["size_bytes"], state=told["state"])
 
 
 _WRITER = """
@@ -626,7 +774,7 @@ async def test_a_moved_image_depends_on_nothing(ceph: Ceph) -> None:
 async def test_an_osd_that_stops_in_mid_transfer_is_a_typed_error_and_passes(ceph: Ceph) -> None:
     async with whole_store(ceph, HASTY) as driver:
         await write_image(driver, OTHER_KEY, DATA)
-        begun = time.monotonic()
+        begun = now_s()
         try:
             with pytest.raises(UnavailableError):  # noqa: PT012 - it fails inside the session
                 async with driver.open_write(
@@ -634,9 +782,9 @@ async def test_an_osd_that_stops_in_mid_transfer_is_a_typed_error_and_passes(cep
                 ) as session:
                     await feed(session, DATA[:MIB])
                     ceph.stop_osd()
-                    begun = time.monotonic()
+                    begun = now_s()
                     await feed(session, DATA[MIB:])
-            assert time.monotonic() - begun < 2 * HASTY.stall_timeout_s + 5
+            assert now_s() - begun < 2 * HASTY.stall_timeout_s + 5
             with pytest.raises(UnavailableError):
                 await read_image(driver, OTHER_KEY)
             with pytest.raises(UnavailableError):
@@ -644,7 +792,7 @@ async def test_an_osd_that_stops_in_mid_transfer_is_a_typed_error_and_passes(cep
         finally:
             ceph.start_osd()
         await _until_usable(driver)
-        assert not await driver.clear_attempt(KEY, "one", keep_object=False)
+        assert not await until_cleared(driver, KEY, "one")
         assert (await read_image(driver, OTHER_KEY)).data == DATA
         await write_image(driver, KEY, DATA)
     assert listed(ceph) == {KEY, OTHER_KEY}
@@ -652,12 +800,12 @@ async def test_an_osd_that_stops_in_mid_transfer_is_a_typed_error_and_passes(cep
 
 async def _until_usable(driver: Driver) -> None:
     """Connecting anew takes its time; nothing has to be restarted."""
-    end = time.monotonic() + 30
+    end = now_s() + 60
     while True:
         try:
             space = await driver.probe()
         except UnavailableError:
-            assert time.monotonic() < end
+            assert now_s() < end
         else:
             assert space.add_error is None
             return
@@ -665,7 +813,7 @@ async def _until_usable(driver: Driver) -> None:
 
 async def test_the_event_loop_goes_on_while_the_osd_hangs(ceph: Ceph) -> None:
     """Whatever is called blocks in a thread; and what was given up is answered later without harm."""
-    async with store(ceph, StoreOptions(connect_timeout_s=2.0, stall_timeout_s=10.0)) as driver:
+    async with store(ceph, StoreOptions(connect_timeout_s=2.0, stall_timeout_s=60.0)) as driver:
         await write_image(driver, KEY, DATA)
         session_open = asyncio.Event()
 
@@ -689,7 +837,7 @@ async def test_the_event_loop_goes_on_while_the_osd_hangs(ceph: Ceph) -> None:
                 assert not all(task.done() for task in waiting), "the calls do wait for the OSD"
             finally:
                 ceph.thaw_osd()
-        assert worst < 1
+        assert worst < 30, "by any clock: a call on the loop would have waited for its stall time-out"
         assert isinstance(waiting[1].result(), UnavailableError), "the probe has a clock of its own"
         await driver.probe()
 
@@ -717,11 +865,11 @@ async def test_a_transfer_is_cancelled_while_the_osd_hangs(ceph: Ceph) -> None:
             task = asyncio.create_task(write())
             await ready.wait()
             await asyncio.sleep(0.5)
-            begun = time.monotonic()
+            begun = now_s()
             task.cancel()
             await asyncio.wait([task])
             assert task.cancelled()
-            assert time.monotonic() - begun < 5.5
+            assert now_s() - begun < 5.5
         finally:
             ceph.thaw_osd()
         assert not await driver.clear_attempt(KEY, "one", keep_object=False)
@@ -733,16 +881,16 @@ async def test_a_reader_is_cancelled_while_the_osd_hangs(ceph: Ceph) -> None:
     async with store(ceph, StoreOptions(stall_timeout_s=20.0)) as driver:
         await write_image(driver, KEY, data, chunk_bytes=4 * MIB)
         try:
-            begun = time.monotonic()
+            begun = now_s()
             async with driver.open_read(KEY) as stream:
                 await stream.read_into(chunk_buffer(4 * MIB))
                 ceph.freeze_osd()
-                begun = time.monotonic()
+                begun = now_s()
                 reading = asyncio.create_task(drain(stream, chunk_bytes=4 * MIB))
                 await asyncio.sleep(0.5)
                 reading.cancel()
                 await asyncio.wait([reading])
-                assert time.monotonic() - begun < 2
+                assert now_s() - begun < 2
                 ceph.thaw_osd()
         finally:
             ceph.thaw_osd()
@@ -836,7 +984,7 @@ async def test_what_keeps_a_store_from_connecting_is_said(ceph: Ceph, tmp_path: 
         f"keyring = {ceph.conf.parent}/$name.keyring\n"
     )
     async with store(ceph, HASTY, config={"conf_file": str(dead)}) as driver:
-        begun = time.monotonic()
+        begun = now_s()
         with pytest.raises(StalledError):
             await driver.probe()
-        assert time.monotonic() - begun < 15
+        assert now_s() - begun < 15

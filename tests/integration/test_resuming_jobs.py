@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dataplane.digests import kernels
-from dataplane.errors import UnavailableError
+from dataplane.errors import LeftoverBusyError, UnavailableError
 from dataplane.store import MIB
+from drivers.filesystem.driver import FileDriver
 from drivers.filesystem.session import FileWriteSession
 from tests.integration.in_process import FINISHED, Daemon, Place, running, short_directory
 
@@ -151,6 +152,33 @@ async def test_a_damaged_log_costs_time_and_nothing_else(place: Place, damage: s
         done = await daemon.finished(job)
         assert (done["report"]["resumed_from_bytes"] > 0) == (damage == "tail")
     check(place, done, "one", "two")
+
+
+async def test_what_was_lost_and_is_held_by_somebody_is_cleared_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the job up no more than it would without a checkpoint, and it is not forgotten."""
+    is_held = True
+    clear = FileDriver.clear_attempt
+
+    async def held(self: FileDriver, key: str, attempt: str, *, keep_object: bool) -> bool:
+        if is_held and self.name == "one" and attempt.endswith("-1"):
+            raise LeftoverBusyError(f"{self.name}/{key}: held open.", store=self.name, retry_after_s=35)
+        return await clear(self, key, attempt, keep_object=keep_object)
+
+    job = await interrupted(place)
+    limit_all(place, None)
+    (left,) = place.directory("one").glob(".*.part")
+    left.write_bytes(b"cut")
+    monkeypatch.setattr(FileDriver, "clear_attempt", held)
+    async with running(place) as daemon:
+        done = await daemon.finished(job)
+        assert (done["state"], done["attempt"]) == ("succeeded", 2)
+        assert left.exists()
+        is_held = False
+        reply = await daemon.call("POST", "/v1/gc", {"dry_run": False})
+        assert reply.status == 200, reply.body
+        check(place, done, "one", "two")
 
 
 async def test_another_image_in_the_same_place_is_taken_as_a_whole(place: Place) -> None:

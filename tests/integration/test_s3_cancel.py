@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 
-from dataplane.buffers import BufferPool
-from dataplane.digests import HashThreads
 from dataplane.errors import UnavailableError
 from dataplane.store import MIB, Driver
 from dataplane.terms import Destination, Engine
@@ -24,6 +21,7 @@ from drivers.s3.driver import S3Driver
 from drivers.secret import Secret
 from tests.conformance.images import image, write_image
 from tests.fakes.fault_proxy import Fault, FaultProxy, Kind
+from tests.fakes.steady_time import now_s
 from tests.integration.cut_off import BUSY_MACHINE_S, PROMISED_S, cancel_in_the_middle, hang_after
 from tests.services.s3_bucket import Bucket, bucket
 
@@ -40,16 +38,6 @@ PART = 5 * MIB
 LARGE = 2 * PART + 12345
 COMPLETE = rf"/{KEY}[?]uploadId=[^&]+$"
 SMALL, PARTS, COPY = "small", "parts", "copy"
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    pool = BufferPool(budget_bytes=16 * MIB, chunk_bytes=MIB)
-    hashing = HashThreads()
-    yield Engine(pool=pool, hashing=hashing)
-    assert pool.free_chunks == pool.chunk_count
-    hashing.close()
-    pool.close()
 
 
 @pytest.fixture
@@ -152,11 +140,11 @@ async def test_a_copy_that_outlives_its_caller_is_found(
             await write_image(source, KEY, image(LARGE))
             proxy.faults.append(late)
             destination = Destination(store=target, key=KEY, attempt="one")
-            began = time.monotonic()
+            began = now_s()
             work = asyncio.create_task(transfer(source, KEY, [destination], engine=engine, digests=()))
             assert await cancel_in_the_middle(work, proxy, late) < PROMISED_S + BUSY_MACHINE_S
             seen: set[str] = set()
-            while time.monotonic() < began + 6:
+            while now_s() < began + 6:
                 seen |= made.names()
                 await asyncio.sleep(0.1)
             assert await target.clear_attempt(KEY, "one", keep_object=False) == (KEY in seen)

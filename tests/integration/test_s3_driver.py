@@ -695,3 +695,19 @@ async def test_connections_are_kept_for_later_and_do_not_pile_up(on_ceph: Place)
         assert 1 <= sum(new.values()) <= 4, new
     await asyncio.sleep(0)
     assert not descriptors() - before
+
+
+@pytest.mark.service("swift")
+async def test_slow_clients_have_buffers_of_their_own(on_swift: Place) -> None:
+    config = replace(on_swift.config, buffer_budget_bytes=PART, read_streams=2)
+    outside, data = WriteOptions(outside=True), image(2 * PART)
+    async with on_swift.driver(config) as driver, asyncio.timeout(30):
+        await write_image(driver, "there", data)
+        async with (
+            driver.open_write("slow", outside) as session,
+            driver.open_read("there", ReadOptions(outside=True)) as stream,
+        ):
+            await session.write(chunk_buffer(MIB))
+            await stream.read_into(chunk_buffer(MIB))
+            await write_image(driver, KEY, data)
+            assert (await read_image(driver, KEY)).data == data

@@ -8,6 +8,7 @@ import secrets
 import subprocess
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -183,4 +184,18 @@ async def test_what_an_earlier_look_left_goes_with_a_later_one(place: Place) -> 
     client.create_multipart_upload(Bucket=name, Key=".glissade/probe")
     async with place.driver() as driver:
         assert await driver.probe() == StoreSpace()
+    assert place.bucket.names() == set()
+
+
+async def test_what_somebody_left_who_was_killed_while_learning_goes_when_it_is_old(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, name = place.bucket.client, place.bucket.name
+    async with place.driver() as driver:
+        await driver.probe()
+        client.put_object(Bucket=name, Key=".glissade/probe-0123", Body=b"left")
+        await driver.probe()
+        assert place.bucket.names() == {".glissade/probe-0123"}  # It may be another node's, now.
+        monkeypatch.setattr("drivers.s3.health._STRAY_AFTER", timedelta(seconds=-60))
+        await driver.probe()
     assert place.bucket.names() == set()

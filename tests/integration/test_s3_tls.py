@@ -14,11 +14,12 @@ from drivers.s3.config import S3Config
 from drivers.s3.driver import S3Driver
 from drivers.secret import Secret
 from tests.conformance.images import image, read_image, write_image
+from tests.integration.tls_suite import UNTRUSTED, refuses_untrusted
 from tests.services import tls
 from tests.services.s3_bucket import Bucket, bucket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from tests.services.ceph import Ceph
@@ -28,15 +29,6 @@ pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(120)]
 KEY = "3f7c1d2e-0000-4000-8000-00000000000c"
 PART = 5 * MIB
 LARGE = 2 * PART + 54321
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if (why := tls.unavailable()) is not None:
-        pytest.skip(why)
-    where = tmp_path_factory.mktemp("tls")
-    tls.make_authority(where)
-    return where
 
 
 @pytest.fixture
@@ -80,11 +72,7 @@ async def test_the_ca_file_is_whom_it_trusts(ceph: Ceph, made: Bucket, authority
     assert made.names() == set()
 
 
-@pytest.mark.parametrize(
-    ("ca", "host"),
-    [("other.pem", "127.0.0.1"), (None, "127.0.0.1"), ("ca.pem", "localhost")],
-    ids=["another-authority", "no-authority", "another-name"],
-)
+@UNTRUSTED
 async def test_whom_nobody_vouches_for_gets_nothing(
     ceph: Ceph, made: Bucket, authority: Path, ca: str | None, host: str
 ) -> None:
@@ -93,17 +81,7 @@ async def test_whom_nobody_vouches_for_gets_nothing(
         tls.terminator(ceph.s3.url, authority) as port,
         driver_for(ceph, made, port, None if ca is None else authority / ca, host) as driver,
     ):
-        works: list[Callable[[], Awaitable[object]]] = [
-            driver.probe,
-            lambda: driver.stat(KEY),
-            lambda: read_image(driver, KEY),
-            lambda: write_image(driver, KEY, b"x"),
-        ]
-        for work in works:
-            with pytest.raises(StoreError, match="no trusted TLS connection") as raised:
-                await work()
-            assert not raised.value.retryable
-            assert ("another host" if host == "localhost" else "ca_file") in raised.value.hint
+        await refuses_untrusted(driver, KEY, host)
     assert made.names() == set()
 
 

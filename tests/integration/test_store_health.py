@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -358,6 +359,10 @@ class TestStoreTakenOutOfTheConfiguration:
         place.stores["two"] = StoreOptions()
         async with running(place) as daemon:
             await daemon.carry_out(kind="import", source=place.source(CONTENT), stores=["one"])
+            for _ in range(400):
+                if not left.exists():
+                    break
+                await asyncio.sleep(0.05)
         assert not left.exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,10 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from dataplane.buffers import BufferPool
-from dataplane.digests import HashThreads
 from dataplane.errors import UnavailableError
-from dataplane.store import KIB, MIB, Driver
+from dataplane.store import KIB, Driver
 from dataplane.terms import Destination, Engine
 from dataplane.transfer import transfer
 from drivers.memory import MemoryConfig, MemoryDriver
@@ -25,6 +22,7 @@ from drivers.swift.driver import SwiftDriver
 from tests.conformance.images import image, write_image
 from tests.conformance.stores import swift_config
 from tests.fakes.fault_proxy import Fault, FaultProxy, Kind
+from tests.fakes.steady_time import now_s
 from tests.integration.cut_off import BUSY_MACHINE_S, PROMISED_S, cancel_in_the_middle, hang_after
 from tests.integration.test_swift_driver import new_place
 
@@ -45,16 +43,6 @@ MANIFEST = rf"/{KEY}[?]multipart-manifest=put"
 
 RADOSGW = pytest.param("radosgw", marks=pytest.mark.service("ceph"))
 SWIFT = pytest.param("swift", marks=pytest.mark.service("swift"))
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    pool = BufferPool(budget_bytes=16 * MIB, chunk_bytes=MIB)
-    hashing = HashThreads()
-    yield Engine(pool=pool, hashing=hashing)
-    assert pool.free_chunks == pool.chunk_count
-    hashing.close()
-    pool.close()
 
 
 @pytest.fixture
@@ -184,11 +172,11 @@ async def test_what_arrives_after_its_caller_was_cancelled_does_not_stay(
         await write_image(source, KEY, image(size_bytes))
         proxy.faults.append(late)
         destination = Destination(store=driver, key=KEY, attempt="one")
-        began = time.monotonic()
+        began = now_s()
         work = asyncio.create_task(transfer(source, KEY, [destination], engine=engine, digests=()))
         assert await cancel_in_the_middle(work, proxy, late) < PROMISED_S + BUSY_MACHINE_S
         await clear_when_settled(driver)
-        await asyncio.sleep(max(0.0, began + 8.0 - time.monotonic()))
+        await asyncio.sleep(max(0.0, began + 8.0 - now_s()))
         assert place.plain.names(place.container) == set()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -25,6 +27,7 @@ from drivers.options import RetryOptions, StoreOptions
 from drivers.secret import Secret
 from drivers.swift import client as swift_client
 from drivers.swift import session as swift_session
+from drivers.swift import surveying as swift_surveying
 from drivers.swift.auth import Access
 from drivers.swift.driver import SwiftDriver
 from tests.conformance.images import feed, image, read_image, write_image
@@ -422,6 +425,37 @@ async def test_the_probe_leaves_nothing(place: Place) -> None:
     assert place.plain.names(place.container) == set()
 
 
+async def test_what_killed_probes_left_goes_when_it_is_old(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {"glissade/probe-notes", "glissade/probe-0123456789abcdef/x", f"{KEY}/probe-0123456789abcdef"}
+    for name in others:
+        place.plain.put(place.container, name, b"not ours")
+
+    async def killed() -> None:
+        """Its small object stays."""
+        async with place.driver() as driver:
+            monkeypatch.setattr(driver._objects, "delete_one", AsyncMock(side_effect=asyncio.CancelledError))
+            with pytest.raises(asyncio.CancelledError):
+                await driver.probe()
+
+    await killed()
+    (left,) = place.plain.names(place.container) - others
+    assert re.fullmatch(r"glissade/probe-[0-9a-f]{16}", left)
+    async with place.driver() as driver:
+        await driver.probe()
+        assert place.plain.names(place.container) == {left, *others}, "a probe may be under way"
+    monkeypatch.setattr(swift_surveying, "OLD_PROBE_S", 0.5)
+    await asyncio.sleep(1)
+    async with place.driver() as driver:
+        await driver.probe()
+        assert place.plain.names(place.container) == others
+        await killed()
+        await asyncio.sleep(1)
+        await driver.probe()
+        assert len(place.plain.names(place.container) - others) == 1, "they are looked for once an hour"
+
+
 # Answers that get lost
 
 
@@ -605,3 +639,15 @@ async def _go_on(driver: SwiftDriver, data: bytes, mark: WriteMark, *, attempt: 
     async with driver.open_write(KEY, options) as session:
         await feed(session, data[mark.size_bytes :])
         await session.commit()
+
+
+async def test_slow_clients_have_buffers_of_their_own(place: Place) -> None:
+    data = image(3 * SEGMENT)
+    async with (
+        place.driver(lambda config: replace(config, segment_bytes=MIB, buffer_budget_bytes=MIB)) as driver,
+        driver.open_write(OTHER_KEY, WriteOptions(outside=True)) as session,
+        asyncio.timeout(30),
+    ):
+        await feed(session, image(SEGMENT // 2))
+        await write_image(driver, KEY, data)
+        assert (await read_image(driver, KEY)).data == data

@@ -16,10 +16,11 @@ from drivers.swift.driver import SwiftDriver
 from tests.conformance.images import image, read_image, write_image
 from tests.conformance.stores import swift_config
 from tests.integration.test_swift_driver import KEY, new_place
+from tests.integration.tls_suite import UNTRUSTED, refuses_untrusted
 from tests.services import tls
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.integration.test_swift_driver import Place
@@ -29,20 +30,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.timeout(120)]
 
 SEGMENT = 64 * KIB
-UNTRUSTED = pytest.mark.parametrize(
-    ("ca", "host"),
-    [("other.pem", "127.0.0.1"), (None, "127.0.0.1"), ("ca.pem", "localhost")],
-    ids=["another-authority", "no-authority", "another-name"],
-)
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if (why := tls.unavailable()) is not None:
-        pytest.skip(why)
-    where = tmp_path_factory.mktemp("tls")
-    tls.make_authority(where)
-    return where
 
 
 @asynccontextmanager
@@ -74,20 +61,6 @@ async def over_tls(
             await driver.aclose()
 
 
-async def refused_by_all(driver: SwiftDriver, host: str) -> None:
-    works: list[Callable[[], Awaitable[object]]] = [
-        driver.probe,
-        lambda: driver.stat(KEY),
-        lambda: read_image(driver, KEY),
-        lambda: write_image(driver, KEY, b"x"),
-    ]
-    for work in works:
-        with pytest.raises(StoreError, match="no trusted TLS connection") as raised:
-            await work()
-        assert not raised.value.retryable
-        assert ("another host" if host == "localhost" else "ca_file") in raised.value.hint
-
-
 @pytest.mark.service("ceph")
 async def test_the_ca_file_is_whom_it_trusts(ceph: Ceph, authority: Path) -> None:
     data = image(3 * SEGMENT + 17)
@@ -109,7 +82,7 @@ async def test_a_server_that_nobody_vouches_for_gets_nothing(
 ) -> None:
     async with new_place(ceph.swift) as place:
         async with over_tls(place, authority, ca, account=host) as driver:
-            await refused_by_all(driver, host)
+            await refuses_untrusted(driver, KEY, host)
         assert place.plain.names(place.container) == set()
 
 
@@ -123,7 +96,7 @@ async def test_a_keystone_that_nobody_vouches_for_gets_no_password(
         new_place(swift_keystone) as place,
         over_tls(place, authority, ca, account=None, auth=host) as driver,
     ):
-        await refused_by_all(driver, host)
+        await refuses_untrusted(driver, KEY, host)
 
 
 @pytest.mark.service("swift")

@@ -17,13 +17,16 @@ from tests.services.park import UNAVAILABLE, Park
 
 if TYPE_CHECKING:
     from tests.services.ceph import Ceph
+    from tests.services.postgres import Postgres
     from tests.services.swift import Swift
 
 
 def main() -> None:
     """Start what is named, tell where it answers, and wait for an interrupt."""
     parser = argparse.ArgumentParser(prog="python -m tests.services", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="describe ceph and swift_server there")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="describe ceph, swift_server and postgres there"
+    )
     parser.add_argument("names", nargs="+", choices=list(UNAVAILABLE), metavar="NAME")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -52,6 +55,8 @@ def _write(file: Path, running: dict[str, Any]) -> None:
         described["ceph"] = describe_ceph(running["ceph"])
     if "swift_server" in running:
         described["swift_server"] = _describe_swift(running["swift_server"])
+    if "postgres" in running:
+        described["postgres"] = _describe_postgres(running["postgres"])
     part = file.with_name(f"{file.name}.part")
     with contextlib.suppress(FileNotFoundError):
         part.unlink()
@@ -77,6 +82,11 @@ def _describe_swift(swift: Swift) -> dict[str, Any]:
         "swift": asdict(swift.tempauth),
         "server_pids": {"swift": swift.cpu_pids},
     }
+
+
+def _describe_postgres(server: Postgres) -> dict[str, Any]:
+    """A new database for the bench."""
+    return {"postgres": {"url": server.url(server.new_database()), "password": server.password}}
 
 
 if __name__ == "__main__":

@@ -101,7 +101,11 @@ rgw frontends = beast endpoint={host}:{rgw}
 rgw thread pool size = 64
 rgw enable usage log = false
 rgw swift account in url = true
+# Deleted objects give their space back within a minute or two, not after an hour.
 rgw gc obj min wait = 60
+rgw gc processor period = 60
+rgw gc processor max time = 60
+rgw gc max concurrent io = 4
 rgw dns name = localhost
 """
 
@@ -331,7 +335,7 @@ def _make_bucket(swift: SwiftEndpoint) -> None:
 def _says(place: Place, daemon: str, question: str, state: str) -> bool:
     """Whether a daemon calls itself to be in this state, asked at its administrative socket."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(5)
+        connection.settimeout(30)
         try:
             connection.connect(str(place.directory / "run" / f"{daemon}.asok"))
             connection.sendall(json.dumps({"prefix": question}).encode() + b"\0")

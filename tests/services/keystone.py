@@ -129,12 +129,16 @@ class Keystone:
         headers = {"X-Auth-Token": self.token(self.admin), "X-Subject-Token": token}
         call("DELETE", f"{self.auth_url}/auth/tokens", headers=headers)
 
-    def add_to_catalogue(self, kind: str, url: str) -> None:
-        """Say in the catalogue where a service answers; Keystone replaces `$(project_id)s` in the address."""
+    def add_to_catalogue(self, kind: str, url: str, *, region: str = REGION) -> None:
+        """Say in the catalogue where a service answers; Keystone replaces `$(project_id)s` in the address. A
+        region that it does not know yet is made.
+        """
         token = self.token(self.admin)
+        if region != REGION:
+            self._make(token, "region", {"id": region})
         service = self._make(token, "service", {"type": kind, "name": kind})
         for interface in ("public", "internal", "admin"):
-            endpoint = {"service_id": service, "interface": interface, "url": url, "region_id": REGION}
+            endpoint = {"service_id": service, "interface": interface, "url": url, "region_id": region}
             self._make(token, "endpoint", endpoint)
 
     def kill(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from drivers.rbd.clibrary import CephError
 from drivers.rbd.cluster import Cluster, Pool
 from drivers.rbd.flattening import require_manager
-from drivers.rbd.image import image_names, remove_with_snapshots
+from drivers.rbd.image import finish_removal, image_names, remove_with_snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,16 +39,19 @@ def emptied_pools(ceph: Ceph) -> Iterator[tuple[Pool, ...]]:
 
 
 def empty(pool: Pool) -> None:
-    """Remove every image, clones before what they came from."""
+    """Remove every image, clones before what they came from, and names that lead to no image any more."""
     end = time.monotonic() + _RELEASE_S
     while names := image_names(pool):
         for name in sorted(names):
             try:
-                remove_with_snapshots(pool, name)
+                remove_with_snapshots(pool, name)  # Nothing happens to a name that cannot be opened.
+                finish_removal(pool, name)
             except CephError as error:
                 if error.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() > end:
                     raise
                 time.sleep(0.2)
+        if time.monotonic() > end and (left := image_names(pool)):
+            raise AssertionError(f"The pool {pool.name} cannot be emptied of {sorted(left)}.")
 
 
 def wait_for_manager(pool: Pool) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import shutil
 import signal
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from drivers.secret import Secret
 from tests.services.processes import HOST, ServiceError, free_ports, new_key, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.services.processes import Daemon, Place
 
@@ -38,6 +39,7 @@ class Postgres:
     _daemon: Daemon = field(repr=False)
     _as_owner: tuple[str, ...] = field(repr=False)
     _names: Iterator[int] = field(repr=False)
+    _data: Path = field(repr=False)
 
     def url(self, database: str, *, port: int | None = None) -> str:
         """Where a database is, without the password. `port` is that of a proxy before the server."""
@@ -77,6 +79,51 @@ class Postgres:
         self.stop()
         self.start()
 
+    def open_to(self, network: str) -> None:
+        """Answer on every address of this machine, but only to this network besides loopback; restarts."""
+        for name, line in (
+            ("postgresql.conf", "listen_addresses = '*'\n"),
+            ("pg_hba.conf", f"host all all {network} scram-sha-256\n"),
+        ):
+            with (self._data / name).open("a") as file:
+                file.write(line)
+        self.restart()
+
+    def new_standby(self, *, port: int | None = None) -> Postgres:
+        """Another server that follows this one; this one answers a commit when both have it on disk."""
+        (other_port,) = (port,) if port is not None else free_ports(1)
+        data = self._data.with_name(f"data-{other_port}")
+        source = f"postgresql://{_ADMIN}:{self._admin_password}@{HOST}:{self.port}/"
+        backup = ("--checkpoint=fast", "--write-recovery-conf", "--no-sync", "--wal-method=stream")
+        if self._as_owner:
+            data.mkdir(mode=0o700)
+            shutil.chown(data, _OWNER, _OWNER)
+        self._place.run(*self._as_owner, _programs() / "pg_basebackup", "-D", data, "-d", source, *backup)
+        command = _command(self._as_owner, data, other_port)
+        daemon = self._place.daemon(f"postgres-{other_port}", *command)
+        made = replace(self, port=other_port, _daemon=daemon, _data=data)
+        made.start()
+        streaming = "select 1 from pg_stat_replication where state = 'streaming'"
+        wait_until("standby", lambda: bool(self.query("postgres", streaming)), daemons=(daemon,))
+        self.query("postgres", "alter system set synchronous_standby_names = '*'")
+        self.query("postgres", "select pg_reload_conf()")
+        return made
+
+    def forget_standby(self) -> None:
+        """Wait for nobody any more when something is committed."""
+        self.query("postgres", "alter system reset synchronous_standby_names")
+        self.query("postgres", "select pg_reload_conf()")
+
+    def promote(self) -> None:
+        """A standby becomes the server that takes writes; the other one must have ended."""
+        programs = _programs()
+        self._place.run(*self._as_owner, programs / "pg_ctl", "promote", "-D", self._data, "-w")
+
+    def discard(self) -> None:
+        """End it at once, and forget its data."""
+        self._daemon.kill()
+        shutil.rmtree(self._data, ignore_errors=True)
+
     def freeze(self) -> None:
         """Let it hang until `thaw`: connections stay, nothing answers."""
         self._signal_all(signal.SIGSTOP)
@@ -93,13 +140,12 @@ class Postgres:
                     os.kill(pid, number)
 
     def _control(self, command: str, mode: str) -> None:
-        data = self._place.directory / "data"
-        self._place.run(*self._as_owner, _programs() / "pg_ctl", command, "-D", data, "-m", mode, "-w")
+        self._place.run(*self._as_owner, _programs() / "pg_ctl", command, "-D", self._data, "-m", mode, "-w")
         self._daemon.stop(grace_s=10)
 
     def _answers(self, *command: str | Path) -> bool:
         try:
-            self._place.run(*command, timeout_s=10)
+            self._place.run(*command, timeout_s=60)
         except ServiceError:
             return False
         return True
@@ -146,23 +192,30 @@ def running(place: Place) -> Iterator[Postgres]:
         "--no-sync",
     )
     secret.unlink()
-    settings = {
-        "port": str(port),
-        "listen_addresses": HOST,
-        "unix_socket_directories": "",
-        "shared_buffers": "64MB",
-        "max_connections": "200",
-        "log_min_messages": "fatal",
-    }
-    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    daemon = place.daemon("postgres", *as_owner, programs / "postgres", "-D", data, *options)
-    server = Postgres(port, password, admin_password, place, daemon, as_owner, iter(range(1, 1_000_000)))
+    with (data / "postgresql.conf").open("a") as file:
+        file.write(f"listen_addresses = '{HOST}'\nwal_retrieve_retry_interval = 200ms\n")
+    daemon = place.daemon("postgres", *_command(as_owner, data, port))
+    server = Postgres(
+        port, password, admin_password, place, daemon, as_owner, iter(range(1, 1_000_000)), data
+    )
     try:
         server.start()
         server.query("postgres", f"create role {USER} login password '{password}'")
         yield server
     finally:
         daemon.stop()
+
+
+def _command(as_owner: Sequence[str], data: Path, port: int) -> list[str | Path]:
+    settings = {
+        "port": str(port),
+        "unix_socket_directories": "",
+        "shared_buffers": "64MB",
+        "max_connections": "200",
+        "log_min_messages": "fatal",
+    }
+    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+    return [*as_owner, _programs() / "postgres", "-D", data, *options]
 
 
 def _programs() -> Path:

@@ -30,10 +30,17 @@ def main(root: str) -> None:
 
 
 def end(root: str) -> None:
-    """End all processes of the session: nicely first, so that nothing they hold outside ROOT stays."""
+    """End all processes of the session: nicely first, so that nothing they hold outside ROOT stays.
+
+    It looks until it has found none twice: a process that has just replaced its program shows no environment
+    for a moment.
+    """
     deadline = time.monotonic() + _GRACE_S
     number = signal.SIGTERM
-    while found := marked(root):
+    looks_in_vain = 0
+    while looks_in_vain < 2:
+        found = marked(root)
+        looks_in_vain = 0 if found else looks_in_vain + 1
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)

@@ -41,6 +41,23 @@ def make_authority(where: Path) -> None:
     )
 
 
+def make_client(where: Path, name: str, *, subject: str, alternative: str = "", issuer: str = "ca") -> None:
+    """A client's certificate (`NAME.pem` and `NAME.key`) with this common name, and an alternative name like
+    `URI:spiffe://example/nova`, signed by an authority of `make_authority`.
+    """
+    key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    extensions = "extendedKeyUsage=clientAuth\n"
+    if alternative:
+        extensions += f"subjectAltName={alternative}\n"
+    (where / f"{name}.ext").write_text(extensions)
+    _openssl(where, f"req {key} -subj /CN={subject} -keyout {name}.key -out {name}.csr")
+    _openssl(
+        where,
+        f"x509 -req -in {name}.csr -CA {issuer}.pem -CAkey {issuer}.key -CAcreateserial -days 2"
+        f" -extfile {name}.ext -out {name}.pem",
+    )
+
+
 @asynccontextmanager
 async def terminator(url: str, authority: Path) -> AsyncIterator[int]:
     """A TLS port in front of the server at that URL."""

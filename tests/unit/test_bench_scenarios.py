@@ -177,3 +177,16 @@ def test_a_short_copy_is_no_result_and_is_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("total", "count", "each"), [(4096, 8, 512), (100, 8, 12), (4, 16, 1)])
 def test_images_are_whole_mib(total: int, count: int, each: int) -> None:
     assert each_of(total * MIB, count) == each * MIB
+
+
+def test_claims_on_a_new_and_on_a_full_catalogue(tmp_path: Path) -> None:
+    found, said = run_once("claims", small(tmp_path))
+    assert [row.case for row in found] == [
+        "SQLite, 0 ended jobs, 40 imports",
+        "SQLite, 2000 ended jobs, 40 imports",
+    ]
+    for row in found:
+        assert 0 < float(str(row.facts["start_p50_ms"])) <= float(str(row.facts["start_p95_ms"]))
+        assert float(str(row.facts["jobs_per_s"])) > 0
+    assert any("start p50" in words for words in said)
+    assert any("list failed" in words for words in said)

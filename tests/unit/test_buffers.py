@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+from contextlib import ExitStack
 from itertools import pairwise
 
 import pytest
@@ -78,3 +79,72 @@ def test_the_zeroes_cannot_be_written() -> None:
     with pytest.raises(TypeError):
         pool.zeroes[0] = 1
     assert bytes(pool.zeroes) == bytes(4096)
+
+
+async def test_an_allowance_leaves_the_rest_of_the_pool() -> None:
+    pool = BufferPool(budget_bytes=8 * 4096, chunk_bytes=4096)
+    held = [await pool.inbound.acquire() for _ in range(4)]
+    waiter = asyncio.create_task(pool.inbound.acquire())
+    await asyncio.sleep(0)
+    assert not waiter.done()
+    assert pool.free_chunks == 4
+    pool.release(await pool.acquire())
+    assert not waiter.done()
+    pool.inbound.release(held.pop())
+    held.append(await waiter)
+    for chunk in held:
+        pool.inbound.release(chunk)
+    assert pool.free_chunks == 8
+    pool.close()
+
+
+async def test_who_does_not_wait_gets_a_chunk_only_if_nobody_has_to() -> None:
+    pool = BufferPool(budget_bytes=8 * 4096, chunk_bytes=4096)
+    chunk = await pool.outbound.acquire_at_once()
+    assert chunk is not None
+    assert await pool.outbound.acquire_at_once() is None  # An eighth is one.
+    pool.outbound.release(chunk)
+    held = [await pool.acquire() for _ in range(8)]
+    assert await pool.outbound.acquire_at_once() is None
+    for one in held:
+        pool.release(one)
+    chunk = await pool.outbound.acquire_at_once()
+    assert chunk is not None
+    pool.outbound.release(chunk)
+    pool.close()
+
+
+@pytest.mark.parametrize("release_first", [True, False])
+async def test_who_gives_up_loses_nothing_of_the_allowance(*, release_first: bool) -> None:
+    pool = BufferPool(budget_bytes=2 * 4096, chunk_bytes=4096)
+    held = [await pool.acquire(), await pool.acquire()]
+    waiter = asyncio.create_task(pool.inbound.acquire())
+    await asyncio.sleep(0)
+    if release_first:
+        pool.release(held.pop())
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    for chunk in held:
+        pool.release(chunk)
+    async with asyncio.timeout(30):
+        pool.inbound.release(await pool.inbound.acquire())
+    assert pool.free_chunks == 2
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("users", "senders", "share", "senders_share"),
+    [(0, 1, 32, 16), (1, 0, 32, 16), (1, 1, 16, 16), (3, 1, 8, 8), (1, 31, 16, 1), (15, 1, 2, 2)],
+)
+def test_clients_that_send_never_count_for_more_than_half(
+    users: int, senders: int, share: int, senders_share: int
+) -> None:
+    pool = BufferPool(budget_bytes=32 * 4096, chunk_bytes=4096)
+    with ExitStack() as stack:
+        for _ in range(users):
+            stack.enter_context(pool.user())
+        for _ in range(senders):
+            stack.enter_context(pool.inbound.user())
+        assert (pool.share, pool.inbound.share) == (share, senders_share)
+    pool.close()

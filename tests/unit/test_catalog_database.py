@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, inspect, text
 
+from control.catalog import migrate
 from control.catalog import sqlite as sqlite_module
-from control.catalog.database import open_database
+from control.catalog.database import DatabaseAddress, open_database
 from control.catalog.errors import (
     CatalogError,
     CatalogInUseError,
@@ -21,6 +25,7 @@ from control.catalog.errors import (
     SchemaTooNewError,
     UnsafeCatalogPathError,
 )
+from control.catalog.fence import REVISION
 from control.catalog.sqlite import file_system_type
 from control.catalog.tables import metadata
 
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from control.catalog.database import Database
@@ -49,6 +55,55 @@ async def test_migrations_make_exactly_the_tables_that_the_code_uses(database: D
         return compare_metadata(MigrationContext.configure(connection), metadata)  # type: ignore[arg-type] # run_sync passes a Connection
 
     assert await database.read(lambda tx: tx.run_sync(differences)) == []
+
+
+def test_the_fence_knows_the_last_migration() -> None:
+    assert ScriptDirectory.from_config(migrate._config()).get_heads() == [REVISION]
+
+
+BEFORE_THE_FIRST_RELEASE = {"0004 drops the column jobs.cleaned_epoch"}
+
+
+async def test_migrations_only_add(tmp_path: Path) -> None:
+    """A daemon of the version before goes on writing about what it has begun: see decision 0055."""
+
+    def broken(connection: Connection) -> set[str]:
+        config = migrate._config()
+        config.attributes["connection"] = connection
+        found: set[str] = set()
+        before: dict[str, dict[str, Any]] = {}
+        for script in reversed([*ScriptDirectory.from_config(config).walk_revisions()]):
+            command.upgrade(config, script.revision)
+            shape = _shape(connection)
+            for table, columns in before.items():
+                if table not in shape:
+                    found.add(f"{script.revision} drops the table {table}")
+                    continue
+                for name, column in columns.items():
+                    if name not in shape[table]:
+                        found.add(f"{script.revision} drops the column {table}.{name}")
+                    elif str(shape[table][name]["type"]) != str(column["type"]):
+                        found.add(f"{script.revision} changes the type of {table}.{name}")
+                for name in shape[table].keys() - columns.keys():
+                    added = shape[table][name]
+                    if not added["nullable"] and added["default"] is None:
+                        found.add(f"{script.revision} demands {table}.{name} of those who do not know it")
+            before = shape
+        return found
+
+    engine = create_engine(f"sqlite:///{tmp_path / 'shape.db'}")
+    with engine.begin() as connection:
+        assert broken(connection) == BEFORE_THE_FIRST_RELEASE
+    engine.dispose()
+
+
+def _shape(connection: Connection) -> dict[str, dict[str, Any]]:
+    """Columns by table and name."""
+    now = inspect(connection)
+    return {
+        table: {column["name"]: dict(column) for column in now.get_columns(table)}
+        for table in now.get_table_names()
+    }
 
 
 async def test_the_image_tables_have_the_columns_and_indexes_of_glance(
@@ -265,3 +320,11 @@ async def test_a_failing_database_is_said_to_be_unavailable(database: Database) 
 async def _write_read_only(tx: AsyncConnection) -> None:
     await tx.exec_driver_sql("pragma query_only = on")
     await tx.exec_driver_sql("create table nobody (n)")
+
+
+async def test_without_asyncpg_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    monkeypatch.delitem(sys.modules, "control.catalog.postgres", raising=False)
+    with pytest.raises(CatalogError, match="needs asyncpg") as raised:
+        await open_database(DatabaseAddress(url="postgresql+asyncpg://glissade@127.0.0.1/glissade"))
+    assert "glissade[postgres]" in raised.value.hint

@@ -202,7 +202,7 @@ async def test_the_reader_waits_for_what_is_saved_of_the_hindmost() -> None:
     await asyncio.sleep(0.01)
     assert not waiting.done(), "it is not saved yet"
     saving.may.set()
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 30)
     assert [(dict(one.digests), one.destinations["one"].mark.size_bytes) for one in saving.saved] == [
         ({"md5": b"750"}, 250)
     ]
@@ -217,7 +217,7 @@ async def test_a_store_that_has_nothing_to_tell_holds_nobody_up() -> None:
     checkpointer = saving.checkpointer()
     running = asyncio.create_task(checkpointer.run())
     for at in range(250, 5000, 250):
-        await asyncio.wait_for(checkpointer.room(at), 1)
+        await asyncio.wait_for(checkpointer.room(at), 30)
         checkpointer.digest_at("md5", b"", at)
         checkpointer.written("one", None, at)
     checkpointer.end()
@@ -235,8 +235,28 @@ async def test_a_store_that_is_given_up_holds_nobody_up() -> None:
     await asyncio.sleep(0.01)
     assert not waiting.done()
     checkpointer.drop("one")
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 30)
     assert not checkpointer.is_alive("one")
     assert checkpointer.snapshot().destinations == {}
+    checkpointer.end()
+    await running
+
+
+async def test_what_nobody_waits_for_is_saved_all_the_same() -> None:
+    """A copy without digests into a store with several writes under way."""
+    saving = _Saving()
+    checkpointer = Checkpointer(
+        replace(checkpoint(), part_digests=b"", digests={}, destinations={}, part_bytes=1000),
+        Checkpointing(save=saving.save, part_bytes=1000),
+        places={"one": Place(key="k", attempt="a")},
+        chunk_bytes=250,
+        window_chunks=4,
+    )
+    running = asyncio.create_task(checkpointer.run())
+    for at in range(250, 2001, 250):
+        await asyncio.wait_for(checkpointer.room(at), 30)
+        checkpointer.written("one", WriteMark(size_bytes=at), at)
+        await asyncio.sleep(0.001)
+    assert [one.destinations["one"].mark.size_bytes for one in saving.saved] == list(range(250, 2001, 250))
     checkpointer.end()
     await running

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import select, update
 
 from control.catalog.database import open_database
-from control.catalog.tables import job_checkpoints
+from control.catalog.tables import job_checkpoints, jobs, utc_now
 from control.jobs import checkpoint_rows
 from control.jobs.checkpoint_rows import CheckpointRows
 from control.jobs.model import JobKind, JobState, NewJob
@@ -84,13 +85,15 @@ async def test_saving_takes_no_time_and_is_written_once_a_while(
 
 
 async def test_a_worker_that_lost_its_lease_saves_nothing(database: Database) -> None:
-    short = JobQueue(lease_s=1.0)
-    claim = await claimed(database, queue=short)
+    claim = await claimed(database)
     rows = CheckpointRows(database)
     log = rows.log(claim)
     await log.save(checkpoint(at=1))
     await log.flush()
-    await asyncio.sleep(1.1)
+    over = utc_now() - timedelta(seconds=1)
+    await database.write(
+        lambda tx: tx.execute(update(jobs).where(jobs.c.id == claim.job_id).values(lease_until=over))
+    )
     await log.save(checkpoint(at=2))
     await log.aclose()
     assert await CheckpointRows(database).load(claim.job_id) == checkpoint(at=1)

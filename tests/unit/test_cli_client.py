@@ -632,6 +632,59 @@ class TestLimits:
         assert daemon.requests == []
 
 
+class TestGc:
+    FINDING: dict[str, Any] = {  # noqa: RUF012 - never changed
+        "kind": "orphan",
+        "store": "fast",
+        "done": "kept",
+        "reason": "no location names it",
+        "key": "debian-old",
+        "attempt": None,
+        "job_id": None,
+        "size_bytes": 2048,
+        "since": "2026-01-02T03:04:05Z",
+    }
+
+    def answer(self, *findings: dict[str, Any], ok: bool) -> Reply:
+        counts = {one["kind"]: 1 for one in findings}
+        store = {"store": "fast", "objects": 3, "attempts": 0, "foreign": 2, "listed": True}
+        return Reply(
+            body={
+                "dry_run": True,
+                "ok": ok,
+                "findings": list(findings),
+                "counts": counts,
+                "left_out": 7,
+                "stores": [store],
+            }
+        )
+
+    def test_shows_what_was_found(self, daemon: ApiDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+        daemon.on("POST", "/v1/gc", self.answer(self.FINDING, ok=True))
+        assert main(["gc", "--dry-run", "--store", "fast", "--min-age", "12h"]) == 0
+        assert daemon.sent("POST", "/v1/gc") == [
+            {"stores": ["fast"], "dry_run": True, "min_age_s": 43200, "foreign_attempts": False}
+        ]
+        out, err = capsys.readouterr()
+        assert "debian-old" in out
+        assert "fast: 3 images, 0 attempts, 2 other things" in out
+        assert "7 more" in err
+        assert "Nothing was removed" in err
+
+    def test_an_alarm_is_in_the_exit_code(
+        self, daemon: ApiDaemon, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        daemon.on("POST", "/v1/gc", self.answer({**self.FINDING, "kind": "missing"}, ok=False))
+        assert main(["gc", "-f", "json"]) == 1
+        assert json.loads(capsys.readouterr().out)["findings"][0]["kind"] == "missing"
+        assert daemon.sent("POST", "/v1/gc")[0]["min_age_s"] == 86400
+
+    @pytest.mark.parametrize("age", ["", "soon", "1y", "-1d", "1.5h"])
+    def test_ages_that_make_no_sense(self, daemon: ApiDaemon, age: str) -> None:
+        assert main(["gc", "--min-age", age]) == 2
+        assert daemon.requests == []
+
+
 class TestSave:
     CONTENT = b"0123456789" * 1000
 

@@ -339,7 +339,7 @@ MISTAKES = {
     ),
     "key at the top": (
         "max_transfers = 1",
-        "max_transfers: unknown section; known here: api, catalog, import, node, stores",
+        "max_transfers: unknown section; known here: api, catalog, images, import, jobs, node, stores",
     ),
     "key in capitals": ("[node]\nChunk = '1M'", 'node.Chunk: unknown key; did you mean "chunk"?'),
     "key that needs quotes": ('[import]\n"a b" = 1', 'import."a b": unknown key; known here: ' + IMPORT_KEYS),
@@ -558,6 +558,39 @@ MISTAKES = {
     "default is no truth": (
         '[stores.a]\ntype = "memory"\ndefault = "yes"',
         'stores.a.default: must be true or false, not "yes"',
+    ),
+    "no staging area": (
+        '[images]\nstaging_store = "a"',
+        "images.staging_store: there is no store a; name one of [stores.<id>] that is for this alone",
+    ),
+    "defaults as a staging area": (
+        '[images]\nstaging_store = "defaults"\n[stores.defaults]\nweight = 1',
+        (
+            "images.staging_store: there is no store defaults; "
+            "name one of [stores.<id>] that is for this alone"
+        ),
+    ),
+    "read-only staging area": (
+        '[images]\nstaging_store = "a"\n[stores.a]\ntype = "http"',
+        (
+            "images.staging_store: the store a is read-only or lets nothing be deleted; "
+            "name one into which bytes can be put for a while"
+        ),
+    ),
+    "staging area that keeps everything": (
+        '[images]\nstaging_store = "a"\n[stores.a]\ntype = "memory"\nallow_delete = false',
+        (
+            "images.staging_store: the store a is read-only or lets nothing be deleted; "
+            "name one into which bytes can be put for a while"
+        ),
+    ),
+    "default store as a staging area": (
+        '[images]\nstaging_store = "a"\n[stores.a]\ntype = "memory"\ndefault = true',
+        "images.staging_store: the store a is also one for images; name a store that is there for this alone",
+    ),
+    "upload store as a staging area": (
+        '[images]\nstaging_store = "a"\nupload_stores = ["a"]\n[stores.a]\ntype = "memory"',
+        "images.staging_store: the store a is also one for images; name a store that is there for this alone",
     ),
     "shared directory": (
         f"[stores.a]\n{file_store('/srv/x')}\n[stores.b]\n{file_store('/srv/x')}",

@@ -10,7 +10,17 @@ import pytest
 
 from control.config.load import SECTIONS
 from control.config.render import default_text
-from control.config.settings import ApiSettings, CatalogSettings, ImportSettings, NodeSettings
+from control.config.settings import (
+    ApiSettings,
+    CatalogSettings,
+    CertificateCaller,
+    ImageSettings,
+    ImportSettings,
+    JobSettings,
+    KeystoneSettings,
+    NodeSettings,
+    QuotaSettings,
+)
 from control.config.stores import OWN_KEYS
 from control.config.typed import fields_of
 from drivers.filesystem.config import Directory, FileConfig
@@ -29,7 +39,12 @@ ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$")
 TABLES: dict[type, tuple[str, int]] = {
     NodeSettings: ("## [node]", 0),
     ApiSettings: ("## [api]", 0),
+    CertificateCaller: ("### Certificates", 0),
+    KeystoneSettings: ("### Keystone", 0),
     CatalogSettings: ("## [catalog]", 0),
+    JobSettings: ("## [jobs]", 0),
+    ImageSettings: ("## [images]", 0),
+    QuotaSettings: ("### Quotas", 0),
     ImportSettings: ("## [import]", 0),
     StoreOptions: ("### Common options", 0),
     RetryOptions: ("### Retry", 0),

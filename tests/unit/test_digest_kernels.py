@@ -256,9 +256,10 @@ class TestDigestSets:
 class _Broken:
     """The extension, with kernels that turn one bit over."""
 
-    def __init__(self, broken: set[int], *, is_both_broken: bool = False) -> None:
+    def __init__(self, broken: set[int], *, broken_both: int = 0) -> None:
+        """`broken_both`: of so many streams the kernel for md5 and sha512 together gets one wrong."""
         self._broken = broken
-        self.is_both_broken = is_both_broken
+        self._broken_both = broken_both
         self.used: dict[str, list[int]] = {}
 
     State = _lanes.State
@@ -276,8 +277,8 @@ class _Broken:
         return bool(_lanes.has_both())
 
     def advance_both(self, md5: list[Any], sha512: list[Any], views: list[memoryview], most: int) -> int:
-        if self.is_both_broken:
-            views = [*views[:-1], views[0]]
+        if len(views) == self._broken_both:
+            views = [*views[:-1], memoryview(bytes(len(views[-1])))]
         return int(_lanes.advance_both(md5, sha512, views, most))
 
     def advance(self, states: list[Any], views: list[memoryview], most: int, kernel: int) -> int:
@@ -299,8 +300,9 @@ class TestSafety:
         assert widest.number not in extension.used["md5"]
 
     @pytest.mark.skipif(not _lanes.has_both(), reason="no AVX-512")
-    def test_a_wrong_kernel_for_both_leaves_the_ones_for_each(self) -> None:
-        use = kernels.choose(_Broken(set(), is_both_broken=True))
+    @pytest.mark.parametrize("streams", [1, kernels.FEW_BOTH_LANES, kernels.BOTH_LANES])
+    def test_a_wrong_kernel_for_both_leaves_the_ones_for_each(self, streams: int) -> None:
+        use = kernels.choose(_Broken(set(), broken_both=streams))
         assert use.switched_off == (kernels.BOTH_NAME,)
         assert use.both_from == 0
         assert use.lanes("md5") > 1

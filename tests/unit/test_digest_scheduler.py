@@ -109,6 +109,19 @@ async def test_md5_and_sha512_of_the_same_bytes_are_done_together(
     assert all(digests.hexdigests() == expected for digests in sets)
 
 
+@pytest.mark.skipif(kernels.load().both_from != 1, reason="two threads are better for a lone stream here")
+async def test_a_lone_stream_has_md5_and_sha512_from_one_thread(
+    threads: HashThreads, rounds: list[tuple[str, int]]
+) -> None:
+    digests = DigestSet((*kernels.BOTH, "sha256"), threads)
+    async with asyncio.timeout(30):
+        for _ in range(3):
+            await digests.update(digests.members, [memoryview(DATA)[: 2 * MIB]])
+    assert {algorithm for algorithm, _ in rounds} == {"sha256"}
+    expected = {name: hashlib.new(name, DATA[: 2 * MIB] * 3).hexdigest() for name in digests.hexdigests()}
+    assert digests.hexdigests() == expected
+
+
 @pytest.mark.skipif(not kernels.load().both_from, reason="no kernel does md5 and sha512 together here")
 async def test_streams_that_take_turns_come_to_share_their_rounds(
     threads: HashThreads, monkeypatch: pytest.MonkeyPatch
@@ -122,8 +135,8 @@ async def test_streams_that_take_turns_come_to_share_their_rounds(
         return advance_both(md5, sha512, views, most)
 
     monkeypatch.setattr(kernels, "advance_both", noted)
-    monkeypatch.setattr(scheduler, "_PATIENCE_S", 1.0)  # On a busy machine too the others are waited for.
-    monkeypatch.setattr(scheduler, "_RECENTLY_S", 10.0)
+    monkeypatch.setattr(scheduler, "_PATIENCE_S", 30.0)  # On a busy machine too the others are waited for.
+    monkeypatch.setattr(scheduler, "_RECENTLY_S", 60.0)
     sets = [DigestSet(("md5", "sha512"), threads) for _ in range(kernels.BOTH_LANES)]
 
     async def feed(number: int, digests: DigestSet) -> None:
@@ -147,11 +160,47 @@ async def test_streams_that_do_not_come_back_are_not_waited_for(
     sets = [DigestSet(("md5", "sha512"), threads) for _ in range(kernels.BOTH_LANES)]
     piece = [memoryview(DATA)[:MIB]]
     await asyncio.gather(*(digests.update(digests.members, piece) for digests in sets))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         for _ in range(3):
             await asyncio.gather(*(digests.update(digests.members, piece) for digests in sets[:5]))
     expected = hashlib.md5(DATA[:MIB] * 4).hexdigest()
     assert {digests.hexdigests()["md5"] for digests in sets[:5]} == {expected}
+
+
+@pytest.mark.skipif(not kernels.load().both_from, reason="no kernel does md5 and sha512 together here")
+async def test_streams_that_come_slowly_wait_longer_for_each_other(threads: HashThreads) -> None:
+    def patience_s(pace_s: float) -> float:
+        job = _job()
+        job.pace_s = pace_s
+        now = time.monotonic()
+        seen = scheduler._Seen(came=now, finished=now, pace_s=10.0)
+        with threads._lock:
+            threads._recent = dict.fromkeys(range(8), seen)
+            found = threads._patience_s([(job, job)])
+            threads._recent = {}
+        assert found is not None
+        return found
+
+    most = [patience_s(pace_s) for pace_s in (0.0, 0.08, 10.0)]
+    assert most[0] <= scheduler._PATIENCE_S < most[1] <= 0.02 < most[2] <= scheduler._LONGEST_PATIENCE_S
+
+
+async def test_a_stream_is_expected_back_by_its_own_pace() -> None:
+    first, second, third = _job(), _job(), _job()
+    second.came = first.came + 0.08
+    second.comes_after(first)
+    assert second.pace_s == pytest.approx(0.08)
+    third.came = second.came + 0.16
+    third.comes_after(scheduler._Seen(came=second.came, finished=second.came, pace_s=second.pace_s))
+    assert third.pace_s == pytest.approx(0.09)
+    for pace_s, known_s in ((0.0, scheduler._RECENTLY_S), (0.08, 0.16), (9.0, scheduler._LONGEST_RECENTLY_S)):
+        seen = scheduler._Seen(came=0.0, finished=100.0, pace_s=pace_s)
+        assert seen.may_be_back(100.0 + 0.9 * known_s)
+        assert not seen.may_be_back(100.0 + 1.1 * known_s)
+
+
+def _job() -> scheduler._Job:
+    return scheduler._Job("md5", hashlib.md5(), [memoryview(b"x")], ticket=0, twins=[], wants_saved=False)
 
 
 async def test_an_update_of_several_hashes_that_fails_lets_go_of_all(threads: HashThreads) -> None:
@@ -228,7 +277,7 @@ async def test_a_busy_thread_leaves_what_is_not_its_own_to_the_other(threads: Ha
     holding = asyncio.create_task(threads.update("sha1", gate, [memoryview(b"x")]))
     await asyncio.to_thread(gate.entered.wait, 10)
     digest = DigestSet(("sha512",), threads).members[0]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await digest.update([memoryview(DATA)])
     gate.open.set()
     await holding
@@ -298,6 +347,28 @@ async def test_closing_finishes_what_is_in_line_and_takes_no_more() -> None:
     assert digest.hexdigest() == hashlib.md5(DATA).hexdigest()
     with pytest.raises(RuntimeError, match="closed"):
         await digest.update([memoryview(DATA)])
+
+
+async def test_closing_finishes_what_gets_in_line_after_the_thread_that_is_for_it_has_ended() -> None:
+    threads = HashThreads()
+    at_home, helped = _Gate(), _Gate()
+    first = asyncio.create_task(threads.update("sha1", at_home, [memoryview(b"x")]))
+    await asyncio.to_thread(at_home.entered.wait, 10)
+    # The other thread helps out, and the next update of the same stream cannot get in line yet.
+    updates = [asyncio.create_task(threads.update("sha256", helped, [memoryview(b"x")])) for _ in range(2)]
+    await asyncio.to_thread(helped.entered.wait, 10)
+    closing = asyncio.create_task(asyncio.to_thread(threads.close))
+    while not threads._is_closing:  # noqa: ASYNC110 - from outside
+        await asyncio.sleep(0.01)
+    at_home.open.set()
+    await first
+    thread = threads._workers[1].thread
+    assert thread is not None
+    await asyncio.to_thread(thread.join, 10)
+    helped.open.set()
+    async with asyncio.timeout(30):
+        await asyncio.gather(*updates)
+    await closing
 
 
 async def test_nothing_to_hash_needs_no_thread(threads: HashThreads) -> None:

@@ -39,7 +39,11 @@ def _reference(algorithm: str, data: bytes) -> str:
     return hashlib.new(algorithm, data).hexdigest()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(pieces=st.lists(st.binary(max_size=5000), max_size=8))
 def test_any_split_gives_the_digest_of_the_whole(threads: HashThreads, pieces: list[bytes]) -> None:
     async def run() -> dict[str, str]:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from dataplane.buffers import BufferPool
-from dataplane.digests import HashThreads
 from dataplane.errors import StalledError, StoreIOError, UnavailableError
 from dataplane.store import Driver, Intent
 from dataplane.terms import Destination, Engine
@@ -18,7 +15,9 @@ from dataplane.transfer import transfer
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import RetryOptions, StoreOptions
 from drivers.registry import wrapped
+from tests.engines import new_engine
 from tests.fakes.faulty import Fault, FaultyDriver
+from tests.fakes.steady_time import now_s
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,13 +40,8 @@ def _short_leave(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
-    pool = BufferPool(budget_bytes=8 * CHUNK, chunk_bytes=CHUNK)
-    hashing = HashThreads()
-    yield Engine(pool=pool, hashing=hashing, stall_timeout_s=60)
-    assert pool.free_chunks == 8
-    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
-    hashing.close()
-    pool.close()
+    with new_engine(8, CHUNK, stall_timeout_s=60) as engine:
+        yield engine
 
 
 @pytest.fixture
@@ -98,7 +92,7 @@ async def test_one_that_hangs_is_dropped_and_the_others_go_on(
 ) -> None:
     bad = Store("bad", *HANGS[where])
     others = [Store("a"), Store("z")]
-    began = time.monotonic()
+    began = now_s()
     report = await transfer(
         source,
         KEY,
@@ -108,7 +102,7 @@ async def test_one_that_hangs_is_dropped_and_the_others_go_on(
         must_read=True,
         all_must_succeed=False,
     )
-    took_s = time.monotonic() - began
+    took_s = now_s() - began
     assert took_s < STALL_S + (LEAVE_S if "abort" in where else 0) + SLACK_S
     outcomes = {one.store: one for one in report.outcomes}
     assert isinstance(outcomes["bad"].error, StoreIOError if where == "abort" else StalledError)
@@ -128,7 +122,7 @@ async def test_when_all_must_succeed_one_that_hangs_ends_it_with_nothing_left(
 ) -> None:
     bad = Store("bad", *HANGS[where])
     others = [Store("a"), Store("z")]
-    began = time.monotonic()
+    began = now_s()
     with pytest.raises(UnavailableError if where != "abort" else StoreIOError):
         await transfer(
             source,
@@ -138,7 +132,7 @@ async def test_when_all_must_succeed_one_that_hangs_ends_it_with_nothing_left(
             digests=("md5",),
             must_read=True,
         )
-    assert time.monotonic() - began < STALL_S + (LEAVE_S if "abort" in where else 0) + SLACK_S
+    assert now_s() - began < STALL_S + (LEAVE_S if "abort" in where else 0) + SLACK_S
     assert [one.bare.names for one in (bad, *others)] == [set(), set(), set()]
 
 
@@ -147,7 +141,7 @@ async def test_one_that_never_forgets_an_attempt_does_not_hold_up_the_result(
 ) -> None:
     bad = Store("bad", Fault(call="commit", after=True), Fault(call="clear_attempt", times=100))
     other = Store("other")
-    began = time.monotonic()
+    began = now_s()
     report = await transfer(
         source,
         KEY,
@@ -157,7 +151,7 @@ async def test_one_that_never_forgets_an_attempt_does_not_hold_up_the_result(
         must_read=True,
         all_must_succeed=False,
     )
-    assert time.monotonic() - began < STALL_S + LEAVE_S + SLACK_S
+    assert now_s() - began < STALL_S + LEAVE_S + SLACK_S
     assert [one.error is None for one in report.outcomes] == [False, True]
     # What it holds is found by the attempt's name when it answers again.
     bad.faulty.faults.clear()
@@ -172,7 +166,7 @@ async def test_one_that_hangs_while_it_is_asked_for_an_offload_is_left_out(engin
         await session.write(memoryview(DATA))
         await session.commit()
     bad, other = Store("bad", Fault(call="offload_offer", times=100)), Store("other")
-    began = time.monotonic()
+    began = now_s()
     report = await transfer(
         inner.destination.store,
         KEY,
@@ -182,7 +176,7 @@ async def test_one_that_hangs_while_it_is_asked_for_an_offload_is_left_out(engin
         intent=Intent.COPY,
         all_must_succeed=False,
     )
-    assert time.monotonic() - began < 4 * STALL_S + SLACK_S
+    assert now_s() - began < 4 * STALL_S + SLACK_S
     assert [type(one.error) for one in report.outcomes] == [StalledError, type(None)]
     assert bad.bare.names == set()
 
@@ -204,9 +198,9 @@ async def test_cancelling_does_not_wait_for_one_that_hangs(
         )
     )
     await bad.faulty.stalling.wait()
-    began = time.monotonic()
+    began = now_s()
     working.cancel()
     await asyncio.wait([working])
     assert working.cancelled()
-    assert time.monotonic() - began < 5
+    assert now_s() - began < SLACK_S
     assert [bad.bare.names, other.bare.names] == [set(), set()]

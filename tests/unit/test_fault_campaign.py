@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dataplane.buffers import BufferPool
-from dataplane.digests import HashThreads
 from dataplane.errors import GlissadeError, UnavailableError
-from dataplane.store import MIB
 from dataplane.terms import Destination, Engine
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import StoreOptions
@@ -21,7 +18,6 @@ from tests.fakes.faulty import Fault, FaultyDriver
 from tests.faults.campaign import Campaign, Case, Ground, Operation, Result, Setting, Spot, Target, table
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 CASE = Case("memory", Operation.PUT, Kind.LATE_REQUEST, 5)
@@ -61,15 +57,6 @@ class _MemoryTarget(Target):
 
     async def leftovers(self) -> list[str]:
         return sorted(self._memory.names - {self._key})
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    pool = BufferPool(budget_bytes=8 * MIB, chunk_bytes=MIB)
-    hashing = HashThreads()
-    yield Engine(pool=pool, hashing=hashing)
-    hashing.close()
-    pool.close()
 
 
 async def defects(

@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 
 BODY = bytes(range(256)) * 4096  # 1 MiB, and every byte tells where it belongs.
 LOOPBACK = ("127.0.0.0/8",)
-QUICK = StoreOptions(connect_timeout_s=2.0, stall_timeout_s=0.3)
+QUICK = StoreOptions(stall_timeout_s=1.5)
+"""For servers that are silent. For all else there is the patience of the defaults: machines stand still at
+times.
+"""
 
 
 @pytest.fixture
@@ -59,9 +62,9 @@ async def source_for(
     *,
     config: HttpConfig | None = None,
     resolver: Resolver | None = None,
-    options: StoreOptions = QUICK,
+    options: StoreOptions | None = None,
 ) -> AsyncIterator[HttpSource]:
-    source = HttpSource("web", config or lab(server), options, resolver=resolver)
+    source = HttpSource("web", config or lab(server), options or StoreOptions(), resolver=resolver)
     try:
         yield source
     finally:
@@ -174,7 +177,7 @@ async def test_a_chunked_body_without_its_end_is_truncated(server: HttpServer) -
 
 async def test_what_came_before_the_break_is_handed_out_first(server: HttpServer) -> None:
     key = server.serve("/image", Page(body=BODY, stall_at=500_000))
-    async with source_for(server) as source:
+    async with source_for(server, options=QUICK) as source:
         buffer = memoryview(bytearray(len(BODY)))
         async with source.open_read(key) as stream:
             filled = (await stream.read_into(buffer)).size_bytes
@@ -227,11 +230,9 @@ async def test_a_server_that_drips_is_given_up_in_the_end(server: HttpServer) ->
 @pytest.mark.parametrize("at", [-1, 0, 1000])
 async def test_silence_is_a_stall(server: HttpServer, at: int) -> None:
     key = server.serve("/image", Page(body=BODY, stall_at=at))
-    began = time.monotonic()
-    async with source_for(server) as source:
+    async with source_for(server, options=QUICK) as source:
         error = await failure(source, key)
     assert type(error) is StalledError
-    assert time.monotonic() - began < 2
 
 
 async def test_headers_that_drip_are_given_up(server: HttpServer) -> None:
@@ -652,14 +653,14 @@ class TestConnection:
 
     async def test_a_cancelled_read_closes_its_connection(self, server: HttpServer) -> None:
         key = server.serve("/image", Page(body=BODY, stall_at=1000))
-        async with source_for(server, options=StoreOptions()) as source:
+        async with source_for(server) as source:
             reading = asyncio.create_task(read(source, key))
             await asyncio.sleep(0.1)
             assert not server.is_idle.is_set()
             reading.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await reading
-            await asyncio.wait_for(server.is_idle.wait(), 2)
+            await asyncio.wait_for(server.is_idle.wait(), 30)
 
     async def test_nothing_secret_is_logged(
         self, server: HttpServer, caplog: pytest.LogCaptureFixture

@@ -48,7 +48,7 @@ async def server(certificate: Path) -> AsyncIterator[HttpServer]:
 
 async def read(key: str, config: HttpConfig) -> bytes:
     resolver = FakeResolver({"images.example": [["127.0.0.1"]], "other.example": [["127.0.0.1"]]})
-    source = HttpSource("web", config, StoreOptions(stall_timeout_s=2), resolver=resolver)
+    source = HttpSource("web", config, StoreOptions(), resolver=resolver)
     found = bytearray()
     buffer = memoryview(bytearray(100_000))
     try:

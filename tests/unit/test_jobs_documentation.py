@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import re
 from pathlib import Path
 
@@ -11,27 +9,13 @@ import pytest
 
 from control.api import health
 from control.api.failures import known_codes, status_of
-from control.api.v1 import images, jobs, limits, plans, stores
-from dataplane.errors import GlissadeError
+from control.api.v1 import batches, images, jobs, limits, plans, stores
+from control.api.v2 import actions, info, members, schemas, tags
+from control.api.v2 import images as v2_images
+from tests.errors import every_error
 
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 ROWS = {row[1]: row[2] for row in re.finditer(r"^\| `([a-z_]+)` \| (-|[\d, ]+) \|", TEXT, re.MULTILINE)}
-
-
-def every_error() -> list[type[GlissadeError]]:
-    for top in ("dataplane", "drivers", "control"):
-        package = importlib.import_module(top)
-        for module in pkgutil.walk_packages(package.__path__, f"{top}."):
-            if ".migrations" not in module.name:
-                importlib.import_module(module.name)
-    found: list[type[GlissadeError]] = []
-    pending: list[type[GlissadeError]] = [GlissadeError]
-    while pending:
-        error = pending.pop()
-        if error.__module__.split(".")[0] in ("dataplane", "drivers", "control"):
-            found.append(error)
-        pending.extend(error.__subclasses__())
-    return found
 
 
 def test_every_error_code_is_described_and_nothing_else() -> None:
@@ -56,7 +40,23 @@ def test_a_code_means_one_thing_for_retries() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [health, jobs, plans, stores, limits, images], ids=lambda part: part.__name__
+    "part",
+    [
+        health,
+        jobs,
+        batches,
+        plans,
+        stores,
+        limits,
+        images,
+        schemas,
+        v2_images,
+        tags,
+        members,
+        actions,
+        info,
+    ],
+    ids=lambda part: part.__name__,
 )
 def test_every_endpoint_is_described(part: object) -> None:
     for route in part.routes:  # type: ignore[attr-defined] # each has a route table

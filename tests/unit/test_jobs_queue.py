@@ -13,6 +13,7 @@ from sqlalchemy import insert, select, text
 
 from control.catalog.database import open_database
 from control.catalog.tables import jobs, utc_now
+from control.jobs.choosing import GONE, WAITING, free_jobs
 from control.jobs.errors import (
     CancelTooLateError,
     JobCancelledError,
@@ -20,8 +21,8 @@ from control.jobs.errors import (
     JobNotFoundError,
     LeaseLostError,
 )
-from control.jobs.model import TERMINAL, Job, JobKind, JobState, NewJob
-from control.jobs.queue import GONE, WAITING, Claim, JobFilter, JobQueue, free_jobs
+from control.jobs.model import Job, JobKind, JobState, NewJob
+from control.jobs.queue import Claim, JobFilter, JobQueue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -134,12 +135,16 @@ async def test_nobody_writes_with_a_stale_claim(database: Database, stale: dict[
 
 
 async def test_a_lease_that_is_renewed_goes_on_and_nobody_else_gets_the_job(database: Database) -> None:
-    queue = JobQueue(lease_s=1.5)
+    queue = JobQueue(lease_s=120)
     mine, ticket = await claimed(database, await add(database), queue=queue)
     for _ in range(4):
-        await asyncio.sleep(0.5)
+        soon = utc_now() + timedelta(seconds=60)
+        await change(database, mine, lease_until=soon)
         renewed = await database.write(lambda tx: queue.renew(tx, ME, [mine.id, str(uuid.uuid4())]))
         assert [(one.job_id, one.epoch) for one in renewed.values()] == [(mine.id, 1)]
+        lease_until = (await get(database, mine)).lease_until
+        assert lease_until is not None
+        assert lease_until >= soon + timedelta(seconds=50), "the whole lease from now"
     assert await candidates(database) == []
     assert await claim(database, mine, OTHER) is None
     await database.write(lambda tx: queue.record(tx, ticket, phase="still ours"))
@@ -166,10 +171,10 @@ async def test_whoever_sleeps_longer_than_the_lease_has_lost_it_though_nobody_ca
 async def test_a_job_whose_worker_is_gone_is_claimed_by_anybody_as_the_next_attempt(
     database: Database,
 ) -> None:
-    mine, ticket = await claimed(database, await add(database), queue=JobQueue(lease_s=1.5))
+    mine, ticket = await claimed(database, await add(database), queue=JobQueue(lease_s=120))
     waiting = await add(database)
     assert await candidates(database) == [waiting.id]
-    await asyncio.sleep(1.6)
+    await change(database, mine, lease_until=utc_now() - timedelta(seconds=1))
     assert await candidates(database) == [mine.id, waiting.id]
     theirs, _ = await claimed(database, mine, OTHER)
     assert (theirs.epoch, theirs.owner, theirs.state) == (2, OTHER, JobState.RUNNING)
@@ -256,6 +261,24 @@ async def test_a_parked_job_waits_for_its_store_and_does_not_hold_up_others(data
     assert await candidates(database) == [first.id, second.id]
 
 
+async def test_time_in_which_nothing_could_be_tried_does_not_count_towards_giving_up(
+    database: Database,
+) -> None:
+    parked, stopped, running = await add(database), await add(database), await add(database)
+    for job in (parked, stopped, running):
+        await change(database, job, failures=1, failing_since=utc_now() - timedelta(days=2))
+    await database.write(lambda tx: QUEUE.park(tx, parked, "tape"))
+    await database.write(lambda tx: QUEUE.unpark(tx, ["tape"]))
+    after = await get(database, parked)
+    assert (after.failures, after.failing_since) == (1, None)
+    assert (await get(database, stopped)).failing_since is not None
+    await claimed(database, running)
+    assert await database.write(lambda tx: QUEUE.recover(tx, OTHER)) == 1
+    for job in (stopped, running):
+        after = await get(database, job)
+        assert (after.state, after.failures, after.failing_since) == (JobState.QUEUED, 1, None)
+
+
 async def test_jobs_are_listed_newest_first_by_what_is_asked_for(database: Database) -> None:
     made = [await add(database, kind) for kind in (JobKind.COPY, JobKind.MOVE, JobKind.COPY)]
 
@@ -271,16 +294,6 @@ async def test_jobs_are_listed_newest_first_by_what_is_asked_for(database: Datab
     assert await page(JobFilter(), limit=1, marker=ids[1]) == [ids[0]]
     with pytest.raises(JobNotFoundError):
         await page(JobFilter(), marker=str(uuid.uuid4()))
-
-
-async def test_finished_jobs_with_leftovers_are_found_until_they_are_clean(database: Database) -> None:
-    job = await add(database)
-    _, ticket = await claimed(database, job)
-    assert await database.read(lambda tx: QUEUE.unclean(tx, limit=5)) == []
-    ended = await database.write(lambda tx: QUEUE.record(tx, ticket, state=JobState.FAILED))
-    assert await database.read(lambda tx: QUEUE.unclean(tx, limit=5)) == [ended]
-    await database.write(lambda tx: QUEUE.mark_clean(tx, ended))
-    assert await database.read(lambda tx: QUEUE.unclean(tx, limit=5)) == []
 
 
 async def _explain(tx: AsyncConnection, query: Select[Any]) -> list[str]:
@@ -300,7 +313,6 @@ async def test_many_finished_jobs_do_not_slow_down_a_claim(database: Database) -
             "image_id": str(uuid.uuid4()),
             "request": {},
             "epoch": 1,
-            "cleaned_epoch": 1,
             "created_at": now,
             "updated_at": now,
         }
@@ -310,9 +322,8 @@ async def test_many_finished_jobs_do_not_slow_down_a_claim(database: Database) -
     await database.write(lambda tx: tx.execute(text("analyze")))
     job = await add(database)
     plans: list[str] = []
-    unclean = select(jobs).where(text("cleaned_epoch < epoch"), jobs.c.state.in_(TERMINAL))
     failed = select(jobs).where(jobs.c.state == "failed").order_by(jobs.c.seq.desc())
-    for query in (free_jobs(WAITING), free_jobs(GONE), unclean.order_by(jobs.c.seq), failed):
+    for query in (free_jobs(WAITING), free_jobs(GONE), failed):
         plans += await database.read(partial(_explain, query=query.limit(5)))
     assert not [plan for plan in plans if plan.startswith("SCAN jobs") and "INDEX" not in plan], plans
     assert not [plan for plan in plans if "Seq Scan on jobs" in plan], plans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -111,6 +112,17 @@ def test_malformed_json_is_refused_with_its_reason(raw: bytes, reason: str) -> N
         parse_json(raw)
 
 
+@pytest.mark.parametrize("twice", ["first", "last"])
+def test_a_key_that_is_there_twice_is_found_soon_in_the_largest_body(twice: str) -> None:
+    names = [*(f"{number:x}" for number in range(100_000)), "0" if twice == "first" else "1869f"]
+    raw = ("{" + ",".join(f'"{name}":1' for name in names) + "}").encode()
+    assert 900_000 < len(raw) < 1024 * 1024
+    began_s = time.process_time()
+    with pytest.raises(MalformedJsonError, match=f"'{names[-1]}' is there twice"):
+        parse_json(raw)
+    assert time.process_time() - began_s < 2
+
+
 @pytest.mark.parametrize("raw", [b"[]", b'"x"', b"5", b"null"])
 def test_json_that_is_no_object_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidRequestError, match="must be a JSON object"):
@@ -124,6 +136,15 @@ def test_json_of_the_allowed_depth_is_read() -> None:
 def test_a_request_kept_by_another_version_is_not_taken_for_something_else() -> None:
     with pytest.raises(ValidationError):
         parse_request({"kind": "import", "from_the_future": True})
+
+
+@pytest.mark.parametrize("text", ["x\ud800", "a\0b"])
+def test_an_error_that_quotes_what_cannot_be_kept_is_kept_without_it(text: str) -> None:
+    error = StoreFullError(f"{text} \u00fc", store="one", hint=text)
+    shown = describe_error(error)
+    assert shown["message"].encode().decode() == f"{text.replace(text[1], '?')} \u00fc"
+    assert "\0" not in shown["message"]
+    assert shown["hint"] == text.replace(text[1], "?")
 
 
 def test_a_report_is_kept_as_it_is_shown() -> None:

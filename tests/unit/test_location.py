@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from drivers.location import (
     InvalidLocationError,
+    common_text,
     key_of_location,
+    may_share_bytes,
     parse_location,
     same_place,
     shown_location,
@@ -202,3 +204,27 @@ def test_whatever_the_text_it_is_a_location_or_refused(url: str) -> None:
     if location.store_type == "file":
         assert "/" not in location.key
         assert location.key not in (".", "..")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("s3://h/b/k", "s3+https://h/b/k", True),
+        ("s3+https://key:secret@h/b/k", "s3+http://h/b/k", True),
+        ("s3://h/b/k", "s3://h/b/k2", False),
+        ("s3://h/b/k", "s3://h/c/k", False),
+        ("rbd://image", "rbd://fsid/pool/image/snap", True),
+        ("rbd://fsid/pool/image/other", "rbd://fsid/pool/image/snap", True),
+        ("rbd://fsid/pool/image/snap", "rbd://fsid/pool2/image/snap", False),
+        ("file:///a/b", "filesystem:///a//b", True),
+        ("file:///a/b", "rbd://b", False),
+        ("cinder://volume", "cinder://volume", True),
+        ("cinder://volume", "file:///a/volume", False),
+    ],
+)
+def test_what_may_share_bytes(one: str, other: str, shared: bool) -> None:
+    assert may_share_bytes(one, other) is shared
+    assert may_share_bytes(other, one) is shared
+    if shared and not one.startswith("cinder"):
+        assert common_text(one) in other
+        assert common_text(other) in one

@@ -104,7 +104,7 @@ async def test_a_session_waits_in_line_for_its_buffer() -> None:
             await asyncio.sleep(0)
             mine.give_back([buffer])
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         for number in range(5):
             group.create_task(use(number))
     assert order == list(range(5))
@@ -144,7 +144,7 @@ async def test_a_session_that_gives_up_waiting_costs_nothing() -> None:
     waiting[2].cancel()
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
-    async with asyncio.timeout(5), pool.session() as again:
+    async with asyncio.timeout(30), pool.session() as again:
         buffer = again.take()
         assert buffer is not None
         again.give_back([buffer])
@@ -213,7 +213,7 @@ async def test_a_writer_waits_for_its_own_parts_only() -> None:
         writing = asyncio.create_task(stuck.write(memoryview(bytes(3 * BUFFER))))
         await asyncio.sleep(0.01)
         assert not writing.done()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await lively.write(memoryview(bytes(5 * BUFFER)))
             await lively.settle()
         sent.gate.set()
@@ -280,7 +280,7 @@ async def test_a_part_that_must_be_large_has_buffers_of_its_own() -> None:
         assert other.take() is None
         uploads = sent.uploads(mine, target=lambda _: 3 * BUFFER)
         data = random.Random(1).randbytes(10 * BUFFER + 9)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await uploads.write(memoryview(data))
             uploads.send_current()
             await uploads.settle()
@@ -302,7 +302,7 @@ async def test_who_waits_for_many_is_not_overtaken() -> None:
         async with pool.session(own):
             order.append(name)
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group, pool.session():
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group, pool.session():
         group.create_task(use("many", 2))
         await asyncio.sleep(0)
         group.create_task(use("one", 1))

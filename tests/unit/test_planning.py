@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dataplane.buffers import BufferPool
-from dataplane.digests import HashThreads
 from dataplane.errors import (
     AlreadyExistsError,
     NotFoundError,
@@ -24,6 +22,7 @@ from dataplane.transfer import transfer
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import StoreOptions
 from drivers.wrap.watched import watched
+from tests.engines import new_engine
 from tests.fakes.faulty import Fault, FaultyDriver
 
 if TYPE_CHECKING:
@@ -83,11 +82,8 @@ async def source() -> MemoryDriver:
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
-    pool = BufferPool(budget_bytes=64 * 1024, chunk_bytes=4096)
-    hashing = HashThreads()
-    yield Engine(pool=pool, hashing=hashing)
-    hashing.close()
-    pool.close()
+    with new_engine(16, 4096) as engine:
+        yield engine
 
 
 CLONE = OffloadOffer(method="clone", reason="same cluster")

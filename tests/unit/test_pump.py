@@ -68,6 +68,38 @@ class Stream:
         await asyncio.sleep(0)
 
 
+class Arriving(Stream):
+    """A client: what it has sent so far can be read, and it sends when it is told to."""
+
+    def __init__(self, sent: bytes) -> None:
+        super().__init__(sent, most=1000)
+        self.info = ObjectInfo(key="image", size_bytes=None)
+        self._is_more = asyncio.Event()
+        self._ended = False
+
+    def send(self, data: bytes) -> None:
+        self._data += data
+        self._is_more.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._is_more.set()
+
+    async def arrived(self, within_s: float | None = None) -> bool:
+        try:
+            async with asyncio.timeout(within_s):
+                while self._at == len(self._data) and not self._ended:
+                    self._is_more.clear()
+                    await self._is_more.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def read_into(self, buffer: memoryview) -> Filled:
+        assert await self.arrived(0)  # Whoever holds a chunk does not wait here.
+        return await super().read_into(buffer)
+
+
 @dataclass
 class Session:
     """A destination that remembers what it got, and can be slow, fail or hang at a chosen write."""
@@ -312,18 +344,28 @@ async def test_a_tap_sees_all_bytes_and_can_stop_the_transfer(rig: Rig) -> None:
     class Inspector:
         def __init__(self) -> None:
             self.seen = bytearray()
+            self.ended = False
 
-        def see(self, data: memoryview) -> None:
+        async def see(self, data: memoryview) -> None:
+            await asyncio.sleep(0)
             self.seen += data
             if b"\xff" in bytes(data):
                 raise SizeMismatchError("not an image", store="source")
 
+        async def end(self) -> None:
+            self.ended = True
+            if self.seen.endswith(b"\xfe"):
+                raise SizeMismatchError("a bad end", store="source")
+
     tap = Inspector()
     data = random.Random(3).randbytes(5 * CHUNK).replace(b"\xff", b"\0")
-    await rig(Stream(data), [Session()], taps=[tap])
-    assert tap.seen == data
+    await rig(Stream(data + b"\0"), [Session()], taps=[tap])
+    assert tap.seen == data + b"\0"
+    assert tap.ended
     with pytest.raises(SizeMismatchError, match="not an image"):
         await rig(Stream(data + b"\xff"), [Session()], taps=[Inspector()])
+    with pytest.raises(SizeMismatchError, match="a bad end"):
+        await rig(Stream(data + b"\xfe"), [Session()], taps=[Inspector()])
 
 
 @pytest.mark.parametrize("who", ["source", "store0"])
@@ -412,3 +454,72 @@ async def test_cancelling_at_any_step_leaves_no_write_under_way(rig: Rig) -> Non
             await task
         assert deep.under_way == 0
         assert rig.pool.free_chunks == 4
+
+
+async def test_a_client_that_sends_nothing_holds_no_chunk(rig: Rig) -> None:
+    silent = [Arriving(b"") for _ in range(8)]
+    running = [asyncio.create_task(rig(stream, [Session()])) for stream in silent]
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert rig.pool.free_chunks == 4
+    async with asyncio.timeout(30):
+        await rig(Stream(bytes(20 * CHUNK)), [Session()])
+    for stream in silent:
+        stream.end()
+    await asyncio.gather(*running)
+
+
+async def test_a_client_that_pauses_keeps_no_chunk(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataplane.pump._FILL_PATIENCE_S", 0.05)
+    stream, session = Arriving(b"begun"), Session()
+    running = asyncio.create_task(rig(stream, [session]))
+    async with asyncio.timeout(30):
+        while session.data != b"begun" or rig.pool.free_chunks < 4:  # noqa: ASYNC110 - from outside
+            await asyncio.sleep(0.01)
+    stream.send(b"-and ended")
+    stream.end()
+    _, digests = await running
+    assert session.data == b"begun-and ended"
+    assert digests["md5"] == hashlib.md5(session.data).hexdigest()
+
+
+async def test_a_client_that_sends_fills_its_chunks(rig: Rig) -> None:
+    data = random.Random(9).randbytes(7 * CHUNK + 5)
+    stream, session = Arriving(data), Session()
+    stream.end()
+    await rig(stream, [session])
+    assert session.data == data
+    assert session.writes == 8
+
+
+async def test_clients_together_leave_half_of_the_pool(rig: Rig) -> None:
+    gate = asyncio.Semaphore(0)
+    streams = [Arriving(bytes(5 * CHUNK)) for _ in range(8)]
+    running = [asyncio.create_task(rig(stream, [Session(gate=gate)])) for stream in streams]
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    assert rig.pool.free_chunks == 2
+    async with asyncio.timeout(30):
+        await rig(Stream(bytes(20 * CHUNK)), [Session()])
+    for stream in streams:
+        stream.end()
+    for _ in range(8 * 5):
+        gate.release()
+    await asyncio.gather(*running)
+
+
+async def test_cancelling_a_client_at_any_moment_leaves_no_chunk(rig: Rig) -> None:
+    for steps in range(0, 200, 3):
+        clients = [Arriving(bytes(3 * CHUNK + 7)) for _ in range(3)]
+        running = [asyncio.create_task(rig(client, [Session()])) for client in clients]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+        assert rig.pool.free_chunks == 4
+    held = [await rig.pool.inbound.acquire_at_once() for _ in range(3)]
+    assert [chunk is not None for chunk in held] == [True, True, False]
+    for chunk in held:
+        if chunk is not None:
+            rig.pool.inbound.release(chunk)

@@ -44,7 +44,7 @@ async def test_bytes_that_come_after_an_early_return_are_the_next_ones() -> None
     _deliver(receiver, b"ef")  # It was on its way when reading was paused.
     _deliver(receiver, b"gh")
     asyncio.get_running_loop().call_soon(_deliver, receiver, b"ijkl")
-    assert await receiver.receive(room[4:], patience_s=5) == 4
+    assert await receiver.receive(room[4:], patience_s=30) == 4
     assert bytes(room) == b"abcdefgh"
     assert await receiver.receive(room, patience_s=0.05) == 4
     assert bytes(room[:4]) == b"ijkl"
@@ -53,9 +53,9 @@ async def test_bytes_that_come_after_an_early_return_are_the_next_ones() -> None
 async def test_what_does_not_fit_waits_for_the_next_call() -> None:
     receiver = _receiver(b"abcdef")
     room = memoryview(bytearray(4))
-    assert await receiver.receive(room, patience_s=5) == 4
+    assert await receiver.receive(room, patience_s=30) == 4
     assert bytes(room) == b"abcd"
     receiver.eof_received()
-    assert await receiver.receive(room, patience_s=5) == 2
+    assert await receiver.receive(room, patience_s=30) == 2
     assert bytes(room[:2]) == b"ef"
-    assert await receiver.receive(room, patience_s=5) == 0
+    assert await receiver.receive(room, patience_s=30) == 0

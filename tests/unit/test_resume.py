@@ -19,6 +19,7 @@ from dataplane.checkpoint import PART_BYTES, UNKNOWN_PART, Checkpointing, Transf
 from dataplane.digests import DigestSet, HashThreads, kernels
 from dataplane.errors import (
     GlissadeError,
+    LeftoverBusyError,
     StoreFullError,
     StoreIOError,
     UnavailableError,
@@ -331,6 +332,75 @@ async def test_a_changed_source_begins_anew(bench: Bench) -> None:
     assert (report.resumed_from_bytes, report.bytes_read) == (0, SIZE)
 
 
+class Looking:
+    """A tap that knows from an earlier transfer that so many bytes are enough."""
+
+    def __init__(self, seen_bytes: int | None) -> None:
+        self.seen_bytes = seen_bytes
+        self.seen = bytearray()
+        self.begun = 0
+        self.ended = 0
+
+    def begin(self) -> None:
+        self.seen_bytes = None
+        self.begun += 1
+
+    async def see(self, data: memoryview) -> None:
+        self.seen += data
+
+    async def end(self) -> None:
+        self.ended += 1
+
+    def saw(self, data: bytes) -> bool:
+        return (self.begun, self.ended) == (1, 1) and self.seen == data
+
+
+async def test_a_tap_that_looked_at_the_beginning_lets_a_transfer_go_on(bench: Bench) -> None:
+    await bench.cut("a", 6 * PART)
+    tap = Looking(2 * PART)
+    report = await bench.run("b", resume=True, taps=[tap])
+    bench.check(report, "b")
+    assert report.resumed_from_bytes > 2 * PART
+    assert tap.begun == 0
+    assert not tap.seen
+
+
+@pytest.mark.parametrize("why", ["another object", "one store lost it", "both stores lost it", "no ranges"])
+async def test_a_tap_sees_everything_again_when_what_it_looked_at_is_read_again(
+    bench: Bench, why: str
+) -> None:
+    await bench.cut("a", 6 * PART)
+    data = (bench.root / "image.raw").read_bytes()
+    match why:
+        case "another object":
+            data = random.Random("other").randbytes(SIZE)
+            (bench.root / "image.raw").write_bytes(data)
+            os.utime(bench.path, ns=(1, 1))
+            bench.sha512 = hashlib.sha512(data).hexdigest()
+        case "one store lost it":
+            (bench.root / "one" / f".{KEY}.a.part").unlink()
+        case "both stores lost it":
+            for part in bench.parts():
+                part.unlink()
+        case "no ranges":
+            bench.source.ranged = False
+    tap = Looking(2 * PART)
+    report = await bench.run("b", resume=True, taps=[tap])
+    bench.check(report, "b")
+    assert tap.saw(data)
+
+
+async def test_what_a_tap_never_looked_at_is_not_gone_on_with(bench: Bench) -> None:
+    await bench.cut("a", 6 * PART)
+    tap = Looking(None)
+    counting = bench.stores[0] = FaultyDriver(bench.stores[0])
+    report = await bench.run("b", resume=True, taps=[tap])
+    bench.check(report, "b")
+    assert tap.saw((bench.root / "one" / KEY).read_bytes())
+    assert report.resumed_from_bytes == 0
+    assert counting.calls["write"] * CHUNK >= SIZE
+
+
 async def test_a_source_without_identity_has_no_checkpoints(bench: Bench) -> None:
     faulty = FaultyDriver(MemoryDriver("source", MemoryConfig(), StoreOptions()))
     faulty.hides_identity = True
@@ -367,6 +437,16 @@ async def test_both_stores_lost_begins_anew(bench: Bench) -> None:
     report = await bench.run("b", resume=True)
     bench.check(report, "b")
     assert report.resumed_from_bytes == 0
+
+
+async def test_what_cannot_be_gone_on_with_and_is_busy_holds_nothing_up(bench: Bench) -> None:
+    await bench.cut("a", 6 * PART)
+    (bench.root / "one" / f".{KEY}.a.part").write_bytes(b"cut")
+    busy = LeftoverBusyError("one: held open", store="one")
+    bench.stores[0] = FaultyDriver(bench.stores[0], Fault(call="clear_attempt", error=busy))
+    report = await bench.run("b", resume=True)
+    assert report.resumed_from_bytes == 0
+    bench.check(report, "a", "b")  # The job clears both.
 
 
 async def test_a_store_that_had_committed_already_is_made_anew(bench: Bench) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack
+
 import pytest
 
 from dataplane.errors import (
@@ -85,6 +88,33 @@ async def test_md5_of_parts_is_what_an_etag_shows() -> None:
         assert await one() == "25f9e794323b453885f5181f1b624d0b"
         assert await other() == "d41d8cd98f00b204e9800998ecf8427e"
     await md5.aclose()
+    await md5.aclose()
+
+
+async def test_md5_of_a_part_waits_for_others_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight are hashed at once; fewer after a moment, with one beginning for all that are under way."""
+    begun: list[int] = []
+    begin_all = PartMd5._begin_all
+
+    def noted(self: PartMd5) -> None:
+        begun.append(len(self._waiting))
+        begin_all(self)
+
+    monkeypatch.setattr(PartMd5, "_begin_all", noted)
+    md5 = PartMd5()
+    async with AsyncExitStack() as stack:
+        few = [await stack.enter_async_context(md5.of([memoryview(b"123456789")])) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert begun == []
+        assert {await one() for one in few[:2]} == {"25f9e794323b453885f5181f1b624d0b"}
+        assert begun == [3]
+        many = [await stack.enter_async_context(md5.of([memoryview(b"123456789")])) for _ in range(7)]
+        async with asyncio.timeout(30):
+            first = asyncio.ensure_future(many[0]())
+            await asyncio.sleep(0)
+            await stack.enter_async_context(md5.of([memoryview(b"1")]))
+            assert begun == [3, 8]
+            assert await first == await few[2]() == "25f9e794323b453885f5181f1b624d0b"
     await md5.aclose()
 
 

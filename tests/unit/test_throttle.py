@@ -28,7 +28,9 @@ def test_rates_are_read(text: str, rate: int | None) -> None:
     assert parse_rate(text) == rate
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1M", "10X", "fast", "1e3", "0.1", "10 M B"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1M", "10X", "fast", "1e3", "0.1", "10 M B", "8388608T", "9" * 400]
+)
 def test_what_is_no_rate_is_refused_with_the_allowed_forms(text: str) -> None:
     with pytest.raises(ValueError, match="10M"):
         parse_rate(text)

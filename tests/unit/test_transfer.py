@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import xxhash
 
-from dataplane.buffers import BufferPool
-from dataplane.digests import HashThreads
 from dataplane.errors import (
     AlreadyExistsError,
     DigestMismatchError,
@@ -34,6 +32,7 @@ from drivers.filesystem.config import Directory, FileConfig
 from drivers.filesystem.driver import FileDriver
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import StoreOptions
+from tests.engines import new_engine
 from tests.fakes.faulty import Fault, FaultyDriver
 
 if TYPE_CHECKING:
@@ -55,13 +54,8 @@ def store(name: str, **config: Any) -> MemoryDriver:
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
-    pool = BufferPool(budget_bytes=8 * CHUNK, chunk_bytes=CHUNK)
-    hashing = HashThreads()
-    yield Engine(pool=pool, hashing=hashing, stall_timeout_s=10)
-    assert pool.free_chunks == 8
-    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
-    hashing.close()
-    pool.close()
+    with new_engine(8, CHUNK, stall_timeout_s=10) as engine:
+        yield engine
 
 
 async def fill(driver: MemoryDriver, data: bytes = DATA) -> MemoryDriver:
@@ -339,7 +333,7 @@ async def test_a_store_that_hangs_while_undoing_does_not_hold_a_cancelled_transf
     await stuck.stalling.wait()
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await work
     assert good.names == bare.names == set()
     assert f"stuck/{KEY}: did not undo an attempt" in caplog.text

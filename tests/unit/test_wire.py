@@ -59,14 +59,14 @@ class Server:
 
 @asynccontextmanager
 async def served(
-    serve: Callable[[Server], Awaitable[None]], *, stall_timeout_s: float = 5, keepalive_s: float = 10
+    serve: Callable[[Server], Awaitable[None]], *, stall_timeout_s: float = 60, keepalive_s: float = 60
 ) -> AsyncIterator[tuple[Server, aiohttp.ClientSession, str]]:
     server = Server(serve)
     listening = await asyncio.start_server(server.connected, "127.0.0.1", 0, limit=MIB)
     session = open_session(
         tls=None,
         connections=4,
-        connect_timeout_s=2,
+        connect_timeout_s=30,
         stall_timeout_s=stall_timeout_s,
         keepalive_s=keepalive_s,
     )
@@ -92,7 +92,7 @@ async def test_a_body_is_sent_from_its_pieces() -> None:
     pieces = [memoryview(DATA)[:MIB], memoryview(DATA)[MIB : MIB + 3], memoryview(DATA)[MIB + 3 :]]
     async with served(take_all) as (server, session, url):
         for number in (1, 2):
-            body = Pieces(pieces, stall_timeout_s=5)
+            body = Pieces(pieces, stall_timeout_s=60)
             async with exchange(session, "PUT", url, headers={}, body=body) as response:
                 assert await read_text(response) == "ok"
             assert body.is_sent
@@ -102,7 +102,7 @@ async def test_a_body_is_sent_from_its_pieces() -> None:
 
 async def test_a_relayed_body_is_sent_while_it_comes() -> None:
     async with served(take_all) as (server, session, url):
-        body = Relayed(len(DATA), stall_timeout_s=5)
+        body = Relayed(len(DATA), stall_timeout_s=60)
 
         async def send() -> None:
             async with exchange(session, "PUT", url, headers={}, body=body) as response:
@@ -125,7 +125,7 @@ async def test_a_relayed_body_ends_with_its_request() -> None:
         raise ConnectionResetError
 
     async with served(refuse) as (_, session, url):
-        body = Relayed(len(DATA), stall_timeout_s=5)
+        body = Relayed(len(DATA), stall_timeout_s=60)
 
         async def send() -> None:
             async with exchange(session, "PUT", url, headers={}, body=body) as response:
@@ -138,39 +138,43 @@ async def test_a_relayed_body_ends_with_its_request() -> None:
                 await body.relay(memoryview(bytes(MIB)), sending)
 
         with pytest.raises((PermissionError, ConnectionResetError)):
-            await asyncio.wait_for(relay_for_ever(), 5)
+            await asyncio.wait_for(relay_for_ever(), 30)
         await asyncio.gather(sending, return_exceptions=True)
 
 
 async def test_a_request_that_is_given_up_breaks_its_connection() -> None:
     """The server must not take what was meant for another part for the rest of this one."""
 
+    begun, given_up = asyncio.Event(), asyncio.Event()
+
     async def stop_reading(server: Server) -> None:
         await server.reader.read(10)
-        await asyncio.sleep(0.2)
+        begun.set()
+        await given_up.wait()
         server.received += await server.reader.readexactly(50 * MIB)
 
     data = bytes(50 * MIB)
     async with served(stop_reading) as (server, session, url):
-        body = Pieces([memoryview(data)], stall_timeout_s=5)
+        body = Pieces([memoryview(data)], stall_timeout_s=60)
 
         async def send() -> None:
             async with exchange(session, "PUT", url, headers={}, body=body):
                 pytest.fail("there was an answer")
 
         sending = asyncio.create_task(send())
-        await asyncio.sleep(0.1)
+        await begun.wait()
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
+        given_up.set()
         assert not body.is_sent
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await server.broken.wait()
         assert not server.received
 
 
 async def test_a_server_that_takes_nothing_is_noticed() -> None:
     async def take_nothing(_: Server) -> None:
-        await asyncio.sleep(3)
+        await asyncio.sleep(60)
 
     async with served(take_nothing) as (_, session, url):
         body = Pieces([memoryview(bytes(50 * MIB))], stall_timeout_s=0.3)
@@ -178,17 +182,17 @@ async def test_a_server_that_takes_nothing_is_noticed() -> None:
             pytest.raises(UnavailableError, match="no progress in time"),
             wire_errors("store", "key", "storing it"),
         ):
-            async with asyncio.timeout(10), exchange(session, "PUT", url, headers={}, body=body):
+            async with asyncio.timeout(30), exchange(session, "PUT", url, headers={}, body=body):
                 pytest.fail("there was an answer")
 
 
 async def test_a_server_that_does_not_answer_is_noticed() -> None:
     async def be_silent(server: Server) -> None:
         await server.reader.readexactly(len(DATA))
-        await asyncio.sleep(3)
+        await asyncio.sleep(60)
 
     async with served(be_silent, stall_timeout_s=60) as (_, session, url):
-        body = Pieces([memoryview(DATA)], stall_timeout_s=5)
+        body = Pieces([memoryview(DATA)], stall_timeout_s=60)
         with pytest.raises(StalledError), wire_errors("store", "key", "storing it"):
             async with exchange(session, "PUT", url, headers={}, body=body, answer_timeout_s=0.2):
                 pytest.fail("there was an answer")

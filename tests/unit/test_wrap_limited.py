@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dataplane.errors import UnavailableError
-from dataplane.store import Driver, Intent, OffloadOptions, ReadOptions
+from dataplane.store import Driver, Intent, OffloadOptions, ReadOptions, WriteOptions
 from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import StoreOptions
 from drivers.wrap.limited import limited
@@ -56,7 +56,7 @@ async def test_a_slot_comes_back_after_every_end(faulty: FaultyDriver) -> None:
             await read_image(store, "image-0")
         with pytest.raises(UnavailableError):
             await write_image(store, "new", DATA)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         await read_image(store, "image-0")
         await write_image(store, "new", DATA)
 
@@ -69,7 +69,7 @@ async def test_a_cancelled_wait_takes_no_slot(faulty: FaultyDriver) -> None:
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         await read_image(store, "image-1")
 
 
@@ -95,7 +95,7 @@ async def copy(source: Driver, key: str, *destinations: Driver) -> None:
 
 
 async def finish_all(*work: Awaitable[None]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await asyncio.gather(*work)
 
 
@@ -117,8 +117,40 @@ async def test_transfers_crossing_each_other_all_end(faulty: FaultyDriver) -> No
 
 async def test_a_read_back_does_not_wait_for_reads(faulty: FaultyDriver) -> None:
     store = limited(faulty, 1)
-    async with store.open_read("image-0"), asyncio.timeout(2):
+    async with store.open_read("image-0"), asyncio.timeout(30):
         assert (await read_image(store, "image-1", ReadOptions(bypass_cache=True))).data == DATA
+
+
+async def test_who_is_slow_outside_holds_up_nobody_else(faulty: FaultyDriver) -> None:
+    store = limited(faulty, 1)
+    async with (
+        store.open_read("image-0", ReadOptions(outside=True)),
+        store.open_write("slow", WriteOptions(outside=True)),
+        asyncio.timeout(30),
+    ):
+        await copy(store, "image-1", store)
+
+
+async def test_only_so_many_from_outside_at_a_time(faulty: FaultyDriver) -> None:
+    store = limited(faulty, 1)
+    async with (
+        store.open_read("image-0", ReadOptions(outside=True)),
+        store.open_write("slow", WriteOptions(outside=True)),
+    ):
+        others = [
+            asyncio.create_task(read_image(store, "image-1", ReadOptions(outside=True))),
+            asyncio.create_task(_write_from_outside(store, "new")),
+        ]
+        _, waiting = await asyncio.wait(others, timeout=0.05)
+        assert waiting == set(others)
+    async with asyncio.timeout(30):
+        await asyncio.gather(*others)
+
+
+async def _write_from_outside(store: Driver, key: str) -> None:
+    async with store.open_write(key, WriteOptions(outside=True)) as session:
+        await feed(session, DATA)
+        await session.commit()
 
 
 async def test_a_probe_waits_for_nobody(faulty: FaultyDriver) -> None:
@@ -126,7 +158,7 @@ async def test_a_probe_waits_for_nobody(faulty: FaultyDriver) -> None:
     store = limited(faulty, 1)
     hanging = [asyncio.create_task(store.stat("image-0")), asyncio.create_task(read_image(store, "image-0"))]
     await faulty.stalling.wait()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         await store.probe()
     for task in hanging:
         task.cancel()
@@ -145,7 +177,7 @@ async def test_an_offload_takes_a_write_slot(faulty: FaultyDriver) -> None:
         await asyncio.sleep(0.01)
         await copy_from.offer(source, info, options)
         assert not offload.done()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         await offload
 
 

@@ -7,117 +7,84 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from control.api.body import id_in_path, read_query
-from control.api.context import CONTEXT, json_answer
-from control.api.models import DataQuery, ImagesAnswer, ImagesQuery, image_answer
-from dataplane.errors import SizeMismatchError, StoreError
-from dataplane.store import ReadOptions
-from dataplane.throttle import take_from_all
-from drivers.location import key_of_location
+from control.api.context import CALLER, CONTEXT, json_answer
+from control.api.downloading import READING_MAY_MEET, send_image
+from control.api.models import DataQuery, ImageAnswer, ImagesAnswer, ImagesQuery, image_answer
+from control.api.openapi.describing import OCTETS, Reply, described
+from control.catalog.errors import ImageNotFoundError, ImageStateError, LocationNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from control.catalog.images import Image, Location
-    from dataplane.buffers import BufferPool
-    from dataplane.store import ReadStream
-    from dataplane.throttle import TokenBucket
+    from control.catalog.images import Image
 
 routes = web.RouteTableDef()
 
 
 @routes.get("/v1/images")
+@described(query=ImagesQuery, replies={200: Reply(ImagesAnswer)}, raises=[ImageNotFoundError])
 async def page(request: web.Request) -> web.Response:
     """A page of images, newest first."""
     services = request.app[CONTEXT].services
     query = read_query(request, ImagesQuery)
     found = await services.database.read(
-        lambda tx: services.images.page(tx, limit=query.limit + 1, marker=query.marker, status=query.status)
+        lambda tx: services.images.page(
+            tx,
+            limit=query.limit + 1,
+            marker=query.marker,
+            status=query.status,
+            lacks_digests=query.missing is not None,
+        )
     )
     shown = found[: query.limit]
     return json_answer(
         ImagesAnswer(
-            images=[image_answer(image) for image in shown],
+            images=[_answer(request, image) for image in shown],
             next=shown[-1].id if len(found) > query.limit else None,
         )
     )
 
 
 @routes.get("/v1/images/{id}")
+@described(replies={200: Reply(ImageAnswer)}, raises=[ImageNotFoundError])
 async def show(request: web.Request) -> web.Response:
     """One image."""
-    return json_answer(image_answer(await _image(request)))
+    return json_answer(_answer(request, await _image(request)))
 
 
 @routes.get("/v1/images/{id}/data", allow_head=False)
+@described(
+    query=DataQuery,
+    replies={
+        200: Reply(
+            None,
+            "The bytes.",
+            media_type=OCTETS,
+            headers={"X-Glissade-Md5": "As recorded.", "X-Glissade-Os-Hash": "Algorithm and digest."},
+        )
+    },
+    raises=[ImageNotFoundError, LocationNotFoundError, ImageStateError, *READING_MAY_MEET],
+)
 async def data(request: web.Request) -> web.StreamResponse:
     """The image's bytes, from the named store or the best one that answers."""
     services = request.app[CONTEXT].services
     image = await _image(request)
     services.images.check_readable(image)
-    place = services.place_to_read(image, read_query(request, DataQuery).store)
-    try:
-        return await _download(request, image, place)
-    except StoreError as error:
-        services.report_failure(error)
-        raise
+    store = read_query(request, DataQuery).store
+    places = [services.place_to_read(image, store)] if store is not None else services.places_to_read(image)
+    return await send_image(request, image, places, _headers(image))
 
 
-async def _download(request: web.Request, image: Image, place: Location) -> web.StreamResponse:
-    services = request.app[CONTEXT].services
-    source = services.stores.get(place.store).driver
-    async with source.open_read(key_of_location(place.url), ReadOptions()) as stream:
-        size_bytes = stream.info.size_bytes
-        if None not in (size_bytes, image.size_bytes) and size_bytes != image.size_bytes:
-            raise SizeMismatchError(
-                f"{place.store}/{image.id}: has {size_bytes} bytes, the catalogue says {image.size_bytes}.",
-                store=place.store,
-                key=image.id,
-                hint="Verify the image, or read it from another store.",
-            )
-        response = web.StreamResponse(headers=_headers(image))
-        response.content_length = size_bytes
-        await response.prepare(request)
-        limits = (services.limits.node, services.limits.store(place.store))
-        await _send(response, stream, services.engine.pool, limits)
-        await response.write_eof()
-    return response
-
-
-async def _send(
-    response: web.StreamResponse,
-    stream: ReadStream,
-    pool: BufferPool,
-    limits: Sequence[TokenBucket],
-) -> None:
-    """Send every byte. What fails on the way breaks the connection, so that the client cannot take a part
-    for the whole: the last piece is kept back until the source has confirmed that it was one object all the
-    time.
-    """
-    held = b""
-    while True:
-        chunk = await pool.acquire()
-        try:
-            filled = await stream.read_into(chunk)
-            # The transport keeps what it cannot send at once, so it gets bytes of its own.
-            piece = bytes(filled.size_bytes) if filled.is_hole else bytes(chunk[: filled.size_bytes])
-        finally:
-            pool.release(chunk)
-        if not piece:
-            break
-        if held:
-            await response.write(held)
-        held = piece
-        await take_from_all(limits, len(piece))
-    await stream.finish()
-    if held:
-        await response.write(held)
+def _answer(request: web.Request, image: Image) -> ImageAnswer:
+    """The image; where its bytes lie is for services and administrators, whoever else may read `/v1`."""
+    answer = image_answer(image)
+    if request.app[CONTEXT].policy.allows(request[CALLER], "fetch_image_location"):
+        return answer
+    return answer.model_copy(
+        update={"locations": [place.model_copy(update={"url": "..."}) for place in answer.locations]}
+    )
 
 
 def _headers(image: Image) -> dict[str, str]:
-    headers = {
-        "Content-Type": "application/octet-stream",
-        "X-Content-Type-Options": "nosniff",
-    }
+    headers = {}
     if image.checksum is not None:
         headers["X-Glissade-Md5"] = image.checksum
     if image.os_hash_algo is not None and image.os_hash_value is not None:

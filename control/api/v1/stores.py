@@ -8,7 +8,8 @@ from aiohttp import web
 
 from control.api.context import CONTEXT, json_answer
 from control.api.errors import NoSuchStoreError
-from control.api.models import StoresAnswer, store_answer
+from control.api.models import StoreAnswer, StoresAnswer, store_answer
+from control.api.openapi.describing import Reply, described
 
 if TYPE_CHECKING:
     from control.jobs.stores import ConfiguredStore
@@ -17,6 +18,7 @@ routes = web.RouteTableDef()
 
 
 @routes.get("/v1/stores")
+@described(replies={200: Reply(StoresAnswer)})
 async def every_store(request: web.Request) -> web.Response:
     """All stores with their health as last seen."""
     services = request.app[CONTEXT].services
@@ -24,6 +26,7 @@ async def every_store(request: web.Request) -> web.Response:
 
 
 @routes.get("/v1/stores/{id}")
+@described(replies={200: Reply(StoreAnswer)}, raises=[NoSuchStoreError])
 async def show(request: web.Request) -> web.Response:
     """One store with its health as last seen."""
     services = request.app[CONTEXT].services
@@ -31,6 +34,7 @@ async def show(request: web.Request) -> web.Response:
 
 
 @routes.post("/v1/stores/{id}/check")
+@described(replies={200: Reply(StoreAnswer)}, raises=[NoSuchStoreError])
 async def check(request: web.Request) -> web.Response:
     """Probe one store now."""
     services = request.app[CONTEXT].services

@@ -8,8 +8,10 @@ from control.jobs.model import JobKind
 from control.jobs.recipes.copying import CopyRecipe
 from control.jobs.recipes.deleting import DeleteRecipe
 from control.jobs.recipes.hashing import HashRecipe
-from control.jobs.recipes.importing import ImportRecipe
+from control.jobs.recipes.importing import FillRecipe, ImportRecipe
 from control.jobs.recipes.moving import MoveRecipe
+from control.jobs.recipes.registering import RegisterRecipe
+from control.jobs.recipes.uploading import UploadRecipe
 from control.jobs.recipes.verifying import VerifyRecipe
 
 if TYPE_CHECKING:
@@ -24,4 +26,7 @@ RECIPES: Mapping[JobKind, Recipe] = {
     JobKind.VERIFY: VerifyRecipe(),
     JobKind.HASH: HashRecipe(),
     JobKind.DELETE: DeleteRecipe(),
+    JobKind.FILL: FillRecipe(),
+    JobKind.REGISTER: RegisterRecipe(),
+    JobKind.UPLOAD: UploadRecipe(),
 }

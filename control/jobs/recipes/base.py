@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from control.jobs.errors import InternalError
-from control.jobs.requests import parse_request
-from dataplane.digests import KNOWN_ALGORITHMS
+from control.jobs.errors import InternalError, QuarantinedError
+from control.jobs.requests import stored_request
+from dataplane.digests import KNOWN_ALGORITHMS, check_algorithms
 from dataplane.errors import DigestMismatchError, SizeMismatchError
 from dataplane.terms import Expected, VerifyMode
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from control.catalog.images import Image
+    from control.catalog.images import Image, Location
     from control.jobs.model import Job
     from control.jobs.run import Run
     from control.jobs.services import Services
     from dataplane.errors import GlissadeError
 
 R = TypeVar("R")
+
+_STRONG: Final = frozenset({"sha512", "sha384", "sha256"})
+"""Digests that say alone who an image is."""
 
 
 class Recipe(Protocol):
@@ -51,7 +55,7 @@ class Recipe(Protocol):
 
 def request_of(job: Job, model: type[R]) -> R:
     """The job's request as its kind's model."""
-    request = parse_request(dict(job.request))
+    request = stored_request(dict(job.request))
     if not isinstance(request, model):
         raise InternalError(f"The job {job.id} is a {job.kind} with the request of a {request.kind}.")
     return request
@@ -68,6 +72,22 @@ def wanted_digests(image: Image, default: str) -> tuple[str, ...]:
     return ("md5", image.os_hash_algo or default)
 
 
+def proof_of(image: Image) -> Expected:
+    """What a copy of the image is held against: its strong digest, where one is recorded. The md5 beside it
+    would prove nothing more; alone it is what there is. Raises `UnknownDigestError` when a digest is recorded
+    that cannot be computed here: a copy that was held against less could be damaged, and its source deleted.
+    """
+    check_algorithms(image.digests)
+    recorded = expected_of(image)
+    strong = {name: value for name, value in recorded.digests.items() if name in _STRONG}
+    return replace(recorded, digests=strong or recorded.digests)
+
+
+def missing_digests(image: Image, default: str) -> tuple[str, ...]:
+    """The digests that the catalogue keeps and lacks: whoever reads the image computes them on the way."""
+    return tuple(name for name in wanted_digests(image, default) if name not in image.digests)
+
+
 def must_read(image: Image, verify: VerifyMode) -> bool:
     """Whether the image's bytes have to pass through us, because nobody knows their digest yet."""
     return image.os_hash_value is None and verify is not VerifyMode.NONE
@@ -76,6 +96,22 @@ def must_read(image: Image, verify: VerifyMode) -> bool:
 def is_damaged_source(error: GlissadeError, store: str) -> bool:
     """Whether the error says that the source's bytes are not the image that the catalogue describes."""
     return isinstance(error, DigestMismatchError | SizeMismatchError) and error.store == store
+
+
+async def quarantined(run: Run, image: Image, place: Location, error: GlissadeError) -> QuarantinedError:
+    """Put the place into quarantine, and say so: its bytes are not the image."""
+    images = run.services.images
+    await run.record(
+        "quarantine",
+        work=lambda tx: images.quarantine(
+            tx, image.id, place.row_id, job_id=run.job.id, reason=error.message
+        ),
+    )
+    return QuarantinedError(
+        f"The copy of image {image.id} in {place.store} is damaged: {error.message}",
+        hint="It was left as it is and is in quarantine. Restore it and run `glissade image verify`, or copy"
+        " the image from another store.",
+    )
 
 
 async def image_or_none(tx: AsyncConnection, job: Job, services: Services) -> Image | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from control.jobs.errors import NothingToDoError, QuarantinedError
+from control.jobs.errors import NothingToDoError
 from control.jobs.recipes.base import (
-    expected_of,
     image_or_none,
     is_damaged_source,
+    missing_digests,
     must_read,
+    proof_of,
+    quarantined,
     request_of,
-    wanted_digests,
 )
 from control.jobs.requests import CopyRequest
 from control.jobs.run import new_places
@@ -60,17 +61,19 @@ class CopyRecipe:
         old = services.place_to_read(image, request.from_store)
         source = services.stores.get(old.store).driver
         verify = VerifyMode(request.verify)
+        if old.quarantine is not None and verify is VerifyMode.NONE:
+            verify = VerifyMode.INLINE  # Only if its bytes are right again.
         destinations = run.destinations(missing, all_must_succeed=request.all_stores_must_succeed)
-        await run.record("transfer")
+        await run.intend("transfer", destinations)
         try:
             done = await transfer(
                 source,
                 key_of_location(old.url),
                 destinations,
                 engine=services.engine,
-                digests=wanted_digests(image, services.os_hash_algo),
-                expected=expected_of(image),
-                must_read=must_read(image, verify),
+                digests=missing_digests(image, services.os_hash_algo),
+                expected=proof_of(image),
+                must_read=must_read(image, verify) or old.quarantine is not None,
                 verify=verify,
                 all_must_succeed=request.all_stores_must_succeed,
                 limits=run.limits(old.store),
@@ -80,10 +83,7 @@ class CopyRecipe:
             )
         except StoreError as error:
             if is_damaged_source(error, old.store):
-                raise QuarantinedError(
-                    f"The copy of image {image.id} in {old.store} is damaged: {error.message}",
-                    hint="It was left as it is. Copy from another store, or restore it.",
-                ) from error
+                raise await quarantined(run, image, old, error) from error
             raise
         run.take_in(done)
         places = new_places(done.outcomes)

@@ -33,21 +33,23 @@ if TYPE_CHECKING:
 
 class DeleteRecipe:
     """Checkpoint: `delete`, the list of what is to go (row_id, store, key, url, identity; `gone` when it
-    was not there in the first place).
+    was not there in the first place; `foreign` when it was never ours). A job for an image that is out of
+    sight already is past its point of no return from the beginning.
     """
 
     async def waits_for(self, tx: AsyncConnection, job: Job, services: Services) -> str | None:
-        if job.published:
+        if "delete" in job.checkpoint:
             return services.first_unusable(deleting=[target["store"] for target in job.checkpoint["delete"]])
         request = request_of(job, DeleteRequest)
         image = await image_or_none(tx, job, services)
-        if image is None:
+        places = await services.images.being_deleted(tx, job.image_id) if image is None else image.locations
+        if places is None:
             return None
-        stores = [request.store] if request.store else [place.store for place in image.locations]
+        stores = [request.store] if request.store else [place.store for place in places]
         return services.first_unusable(deleting=stores)
 
     async def run(self, run: Run) -> None:
-        if not run.job.published:
+        if "delete" not in run.job.checkpoint:
             await self._intend(run)
         request = request_of(run.job, DeleteRequest)
         targets: Sequence[Mapping[str, Any]] = run.job.checkpoint["delete"]
@@ -95,14 +97,15 @@ class DeleteRecipe:
         await run.publish("deleting", stores=(), checkpoint={"delete": targets}, work=hide)
 
     async def _target(self, run: Run, place: Location) -> dict[str, Any]:
-        driver = run.services.stores.deletable(place.store)
+        foreign = self._is_foreign(run, place)
         key = key_of_location(place.url)
         gone = False
         identity = None
-        try:
-            identity = (await driver.stat(key)).identity
-        except NotFoundError:
-            gone = True
+        if not foreign:
+            try:
+                identity = (await run.services.stores.deletable(place.store).stat(key)).identity
+            except NotFoundError:
+                gone = True
         return {
             "row_id": place.row_id,
             "store": place.store,
@@ -110,11 +113,21 @@ class DeleteRecipe:
             "url": place.url,
             "identity": identity,
             "gone": gone,
+            "foreign": foreign,
         }
+
+    def _is_foreign(self, run: Run, place: Location) -> bool:
+        """Whether the bytes were never ours: an image that goes as a whole leaves them where they are."""
+        store = run.services.stores.get(place.store)
+        return request_of(run.job, DeleteRequest).store is None and not store.driver.capabilities.writable
 
     async def _delete(self, run: Run, target: Mapping[str, Any]) -> None:
         services = run.services
         store, key = target["store"], target["key"]
+        if target.get("foreign"):
+            reason = "this type of store takes no images: they are somebody else's"
+            run.report.add(StepReport(step="delete", store=store, method="kept", reason=reason))
+            return
         driver = services.stores.deletable(store)
         users = await services.database.read(
             lambda tx: services.images.other_users_of(tx, target["url"], image_id=run.job.image_id)

@@ -6,11 +6,12 @@ import time
 from typing import TYPE_CHECKING
 
 from control.catalog.images import Content
-from control.jobs.errors import NothingToDoError, QuarantinedError
+from control.jobs.errors import NothingToDoError
 from control.jobs.recipes.base import (
     expected_of,
     image_or_none,
     is_damaged_source,
+    quarantined,
     request_of,
     wanted_digests,
 )
@@ -30,15 +31,20 @@ if TYPE_CHECKING:
 
 class HashRecipe:
     """What is recorded is compared, what is missing is filled in; nothing that is recorded is ever
-    overwritten.
+    overwritten. Recording is the point of no return: either the digests are there and the job has succeeded,
+    or it was cancelled before. Checkpoint: `recorded`, when that is done.
     """
 
     async def waits_for(self, tx: AsyncConnection, job: Job, services: Services) -> str | None:
+        if job.published:
+            return None
         request = request_of(job, HashRequest)
         image = await image_or_none(tx, job, services)
         return None if image is None else services.first_unusable_place(image, request.store)
 
     async def run(self, run: Run) -> None:
+        if "recorded" in run.job.checkpoint:
+            return  # By an attempt that was cut off before it could say so.
         request = request_of(run.job, HashRequest)
         services, images = run.services, run.services.images
         image = await services.database.read(lambda tx: images.get(tx, run.job.image_id))
@@ -48,7 +54,7 @@ class HashRecipe:
                 f"The image {image.id} has its size, checksum and {image.os_hash_algo} already."
             )
         place = services.place_to_read(image, request.store)
-        md5, strong = wanted_digests(image, services.os_hash_algo)
+        md5, strong = wanted_digests(image, request.os_hash_algo or services.os_hash_algo)
         started = time.monotonic()
         await run.record(f"reading {place.store}")
         try:
@@ -63,10 +69,7 @@ class HashRecipe:
             )
         except StoreError as error:
             if is_damaged_source(error, place.store):
-                raise QuarantinedError(
-                    f"The copy of image {image.id} in {place.store} is damaged: {error.message}",
-                    hint="Nothing was recorded and it was left as it is.",
-                ) from error
+                raise await quarantined(run, image, place, error) from error
             raise
         content = Content(
             size_bytes=measured.size_bytes,
@@ -88,10 +91,16 @@ class HashRecipe:
                 verified=", ".join(measured.digests),
             )
         )
-        await run.record("recorded", work=lambda tx: images.fill_missing_content(tx, image.id, content))
+        await run.publish(
+            "recorded",
+            stores=(),
+            checkpoint={"recorded": True},
+            work=lambda tx: images.fill_missing_content(tx, image.id, content),
+        )
 
     def written_stores(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002 (the protocol's)
         return ()
 
     async def given_up(self, tx: AsyncConnection, job: Job, services: Services) -> None:
-        """Nothing: accepting it changes no image."""
+        """Nobody waits for a digest that will not come."""
+        await services.images.forget_wanted_hash(tx, job.image_id)

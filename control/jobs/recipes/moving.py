@@ -18,12 +18,13 @@ from control.jobs.audit import audit
 from control.jobs.cleaning import clear_attempts
 from control.jobs.errors import NothingToDoError, QuarantinedError, SourceStoreNeededError
 from control.jobs.recipes.base import (
-    expected_of,
     image_or_none,
     is_damaged_source,
+    missing_digests,
     must_read,
+    proof_of,
+    quarantined,
     request_of,
-    wanted_digests,
 )
 from control.jobs.report import StepReport
 from control.jobs.requests import MoveRequest
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from control.catalog.images import Image, Location
+    from control.jobs.ledger import Artefact
     from control.jobs.model import Job
     from control.jobs.run import Run
     from control.jobs.services import Services
@@ -74,10 +76,11 @@ class MoveRecipe:
         if image.in_store(request.to_store) is not None:
             raise NothingToDoError(f"The image {image.id} is in {request.to_store} already.")
         old = old_place(image, request)
+        _require_no_quarantine(old, image.id)
         source = services.stores.deletable(old.store)
         destination = run.destination(request.to_store)
         key = key_of_location(old.url)
-        await run.record("transfer")
+        await run.intend("transfer", [destination])
         try:
             before = await source.stat(key)
             done = await transfer(
@@ -85,8 +88,8 @@ class MoveRecipe:
                 key,
                 [destination],
                 engine=services.engine,
-                digests=wanted_digests(image, services.os_hash_algo),
-                expected=expected_of(image),
+                digests=missing_digests(image, services.os_hash_algo),
+                expected=proof_of(image),
                 intent=Intent.MOVE,
                 must_read=must_read(image, VerifyMode.READBACK),
                 verify=VerifyMode.READBACK,
@@ -97,10 +100,7 @@ class MoveRecipe:
             )
         except StoreError as error:
             if is_damaged_source(error, old.store):
-                raise QuarantinedError(
-                    f"The copy of image {image.id} in {old.store} is damaged: {error.message}",
-                    hint="It was left as it is and was not moved. Restore it, or copy from another store.",
-                ) from error
+                raise await quarantined(run, image, old, error) from error
             raise
         run.take_in(done)
         (outcome,) = done.outcomes
@@ -108,6 +108,7 @@ class MoveRecipe:
         content = run.content(image, done, services.os_hash_algo)
 
         async def publish(tx: AsyncConnection) -> None:
+            _require_no_quarantine(old_place(await images.get(tx, image.id), request), image.id)
             await images.replace_location(tx, image.id, old.row_id, place)
             await images.fill_missing_content(tx, image.id, content)
 
@@ -144,19 +145,24 @@ class MoveRecipe:
             return
         started = time.monotonic()
         if "delete" not in run.job.checkpoint:
-            await self._clear_marks(run)
+            cleared = await self._clear_marks(run)
             intent = {"identity": old["identity"], "gone": False}
             try:
                 if old["shares_storage"]:
                     intent["identity"] = await self._shared_identity(run)
             except NotFoundError:
                 intent["gone"] = True
-            await run.record("deleting the source", checkpoint={"delete": intent})
+            await run.record(
+                "deleting the source",
+                checkpoint={"delete": intent},
+                work=lambda tx: services.ledger.strike(tx, cleared),
+            )
             fail_point(Arrow.DELETE_INTENDED)
         intent = run.job.checkpoint["delete"]
         if intent["gone"]:
             run.report.add(StepReport(step="delete", store=store, method="gone already"))
             return
+        await self._require_copy(run)
         audit(
             "delete-source",
             job=run.job.id,
@@ -184,13 +190,37 @@ class MoveRecipe:
             StepReport(step="delete", store=store, method=method, seconds=time.monotonic() - started)
         )
 
-    async def _clear_marks(self, run: Run) -> None:
-        """Before the identity is taken: a mark may be one more link to the same inode."""
-        failures = await clear_attempts(
-            run.services, run.job, self.written_stores(run.job), through=run.job.epoch
+    async def _require_copy(self, run: Run) -> None:
+        """Some other place that the catalogue names has the image still: this attempt may come long after the
+        one that published it. An image that was deleted meanwhile needs none.
+        """
+        services, old = run.services, run.job.checkpoint["old"]
+        image = await services.database.read(lambda tx: services.images.find(tx, run.job.image_id))
+        if image is None:
+            return
+        for place in services.stores.in_reading_order(image.locations):
+            if place.url == old["url"] or place.quarantine is not None:
+                continue
+            try:
+                there = await services.stores.get(place.store).driver.stat(key_of_location(place.url))
+            except NotFoundError:
+                continue
+            if there.size_bytes == old["size_bytes"]:
+                return
+        raise QuarantinedError(
+            f"{old['store']}/{old['key']} was not deleted: no place of image {image.id} has all its bytes"
+            " any more.",
+            hint="What was moved is whole still. Look for what became of its new place.",
         )
-        if failures:
-            raise failures[0]
+
+    async def _clear_marks(self, run: Run) -> list[Artefact]:
+        """Before the identity is taken: a mark may be one more link to the same inode. Returns what is to be
+        struck off.
+        """
+        cleared = await clear_attempts(run.services, run.job, through=run.job.epoch)
+        if cleared.failures:
+            raise cleared.failures[0]
+        return cleared.artefacts
 
     async def _shared_identity(self, run: Run) -> str | None:
         """What identifies the old name now. Linking the new name to the same bytes, and clearing the marks,
@@ -212,6 +242,15 @@ class MoveRecipe:
 
     async def given_up(self, tx: AsyncConnection, job: Job, services: Services) -> None:
         """Nothing: accepting a move changes no image."""
+
+
+def _require_no_quarantine(old: Location, image_id: str) -> None:
+    """A move inside a store need not read it, and its new place would look good."""
+    if old.quarantine is not None:
+        raise QuarantinedError(
+            f"The copy of image {image_id} in {old.store} is in quarantine.",
+            hint="Restore it and run `glissade image verify`, or copy the image from another store.",
+        )
 
 
 def old_place(image: Image, request: MoveRequest) -> Location:

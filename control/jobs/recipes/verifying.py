@@ -5,7 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from control.jobs.recipes.base import expected_of, image_or_none, request_of
+from control.jobs.recipes.base import (
+    expected_of,
+    image_or_none,
+    is_damaged_source,
+    quarantined,
+    request_of,
+)
 from control.jobs.report import StepReport
 from control.jobs.requests import VerifyRequest
 from dataplane.errors import GlissadeError
@@ -22,8 +28,8 @@ if TYPE_CHECKING:
 
 
 class VerifyRecipe:
-    """Every place is looked at, whatever the others are like; the job fails with the first difference.
-    Nothing is ever deleted.
+    """Every place is looked at, whatever the others are like. One whose bytes are not the image goes into
+    quarantine, one whose bytes are comes out of it. Nothing is ever deleted.
     """
 
     async def waits_for(self, tx: AsyncConnection, job: Job, services: Services) -> str | None:
@@ -40,6 +46,7 @@ class VerifyRecipe:
         image = await services.database.read(lambda tx: services.images.get(tx, run.job.image_id))
         services.images.check_readable(image)
         places = [image.require(request.store)] if request.store else list(image.locations)
+        damaged: list[GlissadeError] = []
         failures: list[GlissadeError] = []
         for place in places:
             await run.record(f"reading {place.store}")
@@ -48,10 +55,12 @@ class VerifyRecipe:
             except GlissadeError as error:
                 if error.retryable:
                     raise
+                if is_damaged_source(error, place.store):
+                    damaged.append(await quarantined(run, image, place, error))
                 run.report.add(StepReport.failed("verify", place.store, error, method="read"))
                 failures.append(error)
-        if failures:
-            raise failures[0]
+        if damaged or failures:
+            raise (*damaged, *failures)[0]
 
     async def _verify(self, run: Run, image: Image, place: Location) -> None:
         started = time.monotonic()
@@ -67,6 +76,10 @@ class VerifyRecipe:
             expected=expected,
         )
         compared = [*(["size"] if image.size_bytes is not None else []), *expected.digests]
+        if place.quarantine is not None and compared:
+            await run.record(
+                "out of quarantine", work=lambda tx: run.services.images.release(tx, place.row_id)
+            )
         run.report.size_bytes = measured.size_bytes
         run.report.digests.update(measured.digests)
         run.report.bytes_read += measured.size_bytes

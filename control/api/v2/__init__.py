@@ -1,0 +1,1 @@
+"""The Images API, version 2, as OpenStack's clients call it."""
