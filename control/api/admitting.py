@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +12,7 @@ from aiohttp import web
 
 from control.api.auth.authenticating import is_tcp
 from control.api.auth.guarding import rule_for
+from control.api.connections import is_taken_over
 from control.api.context import CALLER, CONTEXT, REQUEST_ID
 from control.api.errors import (
     ForbiddenError,
@@ -83,8 +83,13 @@ async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
     """
     connections = request.app[ADMISSION].connections
     try:
-        with nullcontext() if connections is None else connections.in_work(request.protocol):
+        if connections is None:
             return await handler(request)
+        with connections.in_work(request):
+            response = await handler(request)
+            if is_taken_over(request):
+                response.force_close()
+            return response
     except ConnectionError as error:
         log.debug("The connection of %s %s is over: %s", request.method, request.path, error)
         if request.transport is not None:

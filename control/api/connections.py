@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Final, cast
 
 from aiohttp import web
 
+from control.api.raw_body import RawBody, framing_of
+from dataplane.store import KIB
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
@@ -24,6 +27,9 @@ log = logging.getLogger(__name__)
 
 _HANDSHAKE_TIMEOUT_S: Final = 5.0
 _BACKLOG: Final = 1024
+_READ_BYTES: Final = 256 * KIB
+_MOST_KEPT_BYTES: Final = 1024 * KIB
+"""Of a request whose body may be taken over. aiohttp stops reading long before."""
 _NOTHING_LEFT: Final = struct.pack("ii", 1, 0)
 """struct linger: on, for no time at all."""
 
@@ -45,23 +51,26 @@ class Connections:
         self.most = most
         self.header_timeout_s = header_timeout_s
         self.answer_stall_timeout_s = answer_stall_timeout_s
-        self._guards: dict[asyncio.Protocol, _Guard] = {}
+        self.room = memoryview(bytearray(_READ_BYTES))
+        """For what comes by any connection: it is handed on before anything else is received."""
+        self._guards: dict[asyncio.BaseProtocol, _Guard] = {}
         self._open = {True: 0, False: 0}
 
     @contextmanager
-    def in_work(self, protocol: asyncio.Protocol) -> Iterator[None]:
+    def in_work(self, request: web.Request) -> Iterator[None]:
         """Around the work on a request: its header is here."""
-        guard = self._guards.get(protocol)
+        guard = self._guards.get(request.protocol)
         if guard is None:
             yield
             return
+        request[_GUARD] = guard
         guard.begin_work()
         try:
             yield
         finally:
             guard.end_work()
 
-    def guarded(self, inner: asyncio.Protocol, *, is_tcp: bool) -> asyncio.Protocol:
+    def guarded(self, inner: asyncio.Protocol, *, is_tcp: bool) -> asyncio.BaseProtocol:
         """A protocol that does what `inner` does, within limits."""
         return _Guard(self, inner, is_tcp=is_tcp)
 
@@ -81,9 +90,12 @@ class Connections:
         self._open[guard.is_tcp] -= 1
 
 
-class _Guard(asyncio.Protocol):
+class _Guard(asyncio.BufferedProtocol):
     """One connection. At any time either a request is in work, or a clock runs for the header of the next
     one, or nothing of it has come yet, for which aiohttp has a clock; the first one has to come at once.
+
+    What came since the first byte of a request is kept until the work on it has ended, as long as it is
+    certain which byte that was and it is not too much.
     """
 
     def __init__(self, connections: Connections, inner: asyncio.Protocol, *, is_tcp: bool) -> None:
@@ -93,6 +105,9 @@ class _Guard(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._is_in = False
         self._in_work = 0
+        self._kept: list[bytes] | None = []
+        self._kept_bytes = 0
+        self._body: RawBody | None = None
         self._header_clock: asyncio.TimerHandle | None = None
         self._answer_clock: asyncio.TimerHandle | None = None
 
@@ -108,17 +123,26 @@ class _Guard(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clocks()
+        if self._body is not None:
+            self._body.connection_lost()
         if self._is_in:
             self._is_in = False
             self._connections.leave(self)
             self.inner.connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        if not self._is_in:
-            return
-        if not self._in_work and self._header_clock is None:
-            self._start_header_clock()
-        self.inner.data_received(data)
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 (asyncio's)
+        return self._connections.room if self._body is None else self._body.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._body is not None:
+            self._body.buffer_updated(nbytes)
+        elif self._is_in:
+            data = bytes(self._connections.room[:nbytes])
+            if not self._in_work and self._header_clock is None:
+                self._start_header_clock()
+                self._kept, self._kept_bytes = [], 0
+            self._keep(data)
+            self.inner.data_received(data)
 
     def eof_received(self) -> bool | None:
         return self.inner.eof_received() if self._is_in else None
@@ -149,6 +173,37 @@ class _Guard(asyncio.Protocol):
 
     def end_work(self) -> None:
         self._in_work -= 1
+        self._kept = None
+        if self._body is not None:
+            self._body.leave()
+
+    def take_body(self, request: web.Request) -> RawBody | None:
+        """As the function of the same name."""
+        if self._kept is None or self._transport is None or self._transport.is_closing():
+            return None
+        if self._body is not None or request.content.is_eof():
+            return None
+        came = b"".join(self._kept)
+        found = framing_of(request, came)
+        if found is None:
+            return None
+        framing, begins = found
+        self._body = RawBody(request, self._transport, framing)
+        self._body.feed(came[begins:])
+        self._kept = None
+        return self._body
+
+    @property
+    def is_taken_over(self) -> bool:
+        """No other request can come by this connection."""
+        return self._body is not None
+
+    def _keep(self, data: bytes) -> None:
+        self._kept_bytes += len(data)
+        if self._kept_bytes > _MOST_KEPT_BYTES:
+            self._kept = None
+        if self._kept is not None:
+            self._kept.append(data)
 
     def _start_header_clock(self) -> None:
         loop = asyncio.get_running_loop()
@@ -174,6 +229,23 @@ class _Guard(asyncio.Protocol):
             if clock is not None:
                 clock.cancel()
         self._header_clock = self._answer_clock = None
+
+
+_GUARD = web.RequestKey("guard", _Guard)
+
+
+def take_body(request: web.Request) -> RawBody | None:
+    """The body of a request in work, past aiohttp; then the connection ends with the answer. None if it
+    cannot be had so, or is here already: nothing has changed then.
+    """
+    guard = request.get(_GUARD)
+    return None if guard is None else guard.take_body(request)
+
+
+def is_taken_over(request: web.Request) -> bool:
+    """Whether its body was taken: no other request can come by its connection."""
+    guard = request.get(_GUARD)
+    return guard is not None and guard.is_taken_over
 
 
 class GuardedSite(web.BaseSite):
@@ -205,7 +277,7 @@ class GuardedSite(web.BaseSite):
         if server is None:
             raise RuntimeError("the runner has no server")
 
-        def new_connection() -> asyncio.Protocol:
+        def new_connection() -> asyncio.BaseProtocol:
             return self._connections.guarded(server(), is_tcp=self._is_tcp)
 
         self._server = await asyncio.get_running_loop().create_server(

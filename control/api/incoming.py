@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import HttpVersion11, web
 
+from control.api.connections import take_body
 from control.api.errors import ExpectationError
 from control.jobs.errors import UploadBrokenError, UploadStalledError
 from dataplane.store import KIB
 
 if TYPE_CHECKING:
+    from control.api.raw_body import RawBody
     from control.jobs.uploads import Body
 
 _CONTINUES: Final = "100-continue"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_FILL_S: Final = 0.2
+"""How long is waited for more once something is here: fewer and larger pieces."""
 _LEAST_BYTES_PER_S: Final = 16 * KIB
 """Who sends less than this on average stands still; a single byte now and then is no progress."""
 
@@ -46,8 +50,8 @@ def body_of(request: web.Request, *, stall_timeout_s: float) -> Body:
 
 
 class _RequestBody:
-    """By aiohttp's reader: to receive past it, as `drivers/receiving.py` does for answers, would save a
-    twentieth of an upload's CPU time, and only where its length is known before.
+    """A large body is taken over from aiohttp when its first bytes are wanted; one that is here already, or
+    cannot be had so, comes by aiohttp's reader.
 
     The client has the stall time-out as its patience: waiting for bytes takes from it, bytes give it back at
     the least rate. Time in which nobody asks for bytes does not count.
@@ -56,14 +60,20 @@ class _RequestBody:
     def __init__(self, request: web.Request, *, stall_timeout_s: float) -> None:
         self._request = request
         self._stall_timeout_s = stall_timeout_s
+        self._raw: RawBody | None = None
         self._left = memoryview(b"")
         self._ended = False
         self._patience_s = stall_timeout_s
-        self._must_ask = _expected(request) != ""
+        self._is_begun = False
 
     async def receive(self, room: memoryview) -> int:
         """As the protocol `Body`."""
         await self.arrived()
+        if self._raw is not None:
+            began = _now()
+            size = await self._raw.fill(room, min(_FILL_S, max(self._patience_s, 0.0)))
+            self._give_back(size, since=began)
+            return size
         size = min(len(room), len(self._left))
         room[:size] = self._left[:size]
         self._left = self._left[size:]
@@ -73,30 +83,30 @@ class _RequestBody:
         """As the protocol `Body`."""
         if self._left or self._ended:
             return True
-        now = asyncio.get_running_loop().time
-        began = now()
+        began = _now()
         is_last_wait = within_s is None or within_s >= self._patience_s
         wait_s = self._patience_s if within_s is None else min(within_s, self._patience_s)
-        try:
-            came = await self._next(wait_s)
-        except TimeoutError as error:
-            self._patience_s -= now() - began
-            if is_last_wait:
-                raise _stalled(self._stall_timeout_s) from error
-            return False
-        patience_s = self._patience_s - (now() - began) + len(came) / _LEAST_BYTES_PER_S
-        self._patience_s = min(patience_s, self._stall_timeout_s)
-        self._left, self._ended = memoryview(came), not came
-        return True
+        size = await self._wait(wait_s)
+        self._give_back(size or 0, since=began)
+        if size is None and is_last_wait:
+            raise _stalled(self._stall_timeout_s)
+        return size is not None
 
-    async def _next(self, wait_s: float) -> bytes:
-        """What comes next; nothing at the end. Raises `TimeoutError`: then nothing was taken."""
+    def _give_back(self, size: int, *, since: float) -> None:
+        patience_s = self._patience_s - (_now() - since) + size / _LEAST_BYTES_PER_S
+        self._patience_s = min(patience_s, self._stall_timeout_s)
+
+    async def _wait(self, wait_s: float) -> int | None:
+        """Until something is here: how many bytes came by aiohttp; None when nothing is here in that time."""
         try:
+            if not self._is_begun:
+                await self._begin()
+            if self._raw is not None:
+                return 0 if await self._raw.arrived(wait_s) else None
             async with asyncio.timeout(wait_s):
-                if self._must_ask:
-                    self._must_ask = False
-                    await _ask_for_it(self._request)
-                return await self._request.content.readany()
+                came = await self._request.content.readany()
+        except TimeoutError:
+            return None
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -105,6 +115,18 @@ class _RequestBody:
             raise _broken("the daemon is stopping") from error
         except (ConnectionError, web.RequestPayloadError, RuntimeError) as error:
             raise _broken(str(error)) from error
+        self._left, self._ended = memoryview(came), not came
+        return len(came)
+
+    async def _begin(self) -> None:
+        self._is_begun = True
+        if _expected(self._request):
+            await _ask_for_it(self._request)
+        self._raw = take_body(self._request)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def _ask_for_it(request: web.Request) -> None:
