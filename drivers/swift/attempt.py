@@ -141,6 +141,8 @@ class SwiftAttempt:
         self._was_cut_off = False
         self._segments: dict[int, Segment] = {}
         self._begun: dict[int, str] = {}
+        self._claims: set[str] = set()
+        """Those of ours that may be there: withdrawing one can be cut off, too."""
         self._told = 0
         self._kept = 0
 
@@ -358,6 +360,8 @@ class SwiftAttempt:
 
     async def _undo(self, patience_s: float) -> None:
         async with asyncio.timeout(patience_s):
+            for claim in [*self._claims]:
+                await self._withdraw(claim)
             if self._may_be_published:
                 found = await self._find()
                 if found is not None and self._is_made_here(found):
@@ -580,7 +584,7 @@ class SwiftAttempt:
         async with self._turns.of(self.key):
             try:
                 while await self._is_contested(claim, prefix, stale_s):
-                    await self._delete(claim)
+                    await self._withdraw(claim)
                     if asyncio.get_running_loop().time() > until:
                         raise UnavailableError(
                             f"{self.store}/{self.key}: another writer has its turn with this object.",
@@ -590,7 +594,11 @@ class SwiftAttempt:
                     await asyncio.sleep(random.SystemRandom().uniform(0.05, 0.5))
                 yield
             finally:
-                await self._delete(claim)
+                await self._withdraw(claim)
+
+    async def _withdraw(self, claim: str) -> None:
+        await self._delete(claim)
+        self._claims.discard(claim)
 
     async def _is_contested(self, claim: str, prefix: str, stale_s: float) -> bool:
         objects = self._objects
@@ -598,6 +606,7 @@ class SwiftAttempt:
 
         async def put() -> float:
             began = now()
+            self._claims.add(claim)
             await objects.put_mark(self.container, claim, token=self.token, key=self.key, create_only=False)
             return now() - began
 
