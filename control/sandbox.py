@@ -94,8 +94,8 @@ class Sandbox:
     stores: Mapping[str, Mapping[str, object]]
     sections: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     command_prefix: Sequence[str] = ()
-    ready_timeout_s: float = 30.0
-    stop_timeout_s: float = 30.0
+    ready_timeout_s: float = 90.0
+    stop_timeout_s: float = 60.0
     _daemon: Process | None = None
     _socket_directory: Path | None = None
     _session: int = 0

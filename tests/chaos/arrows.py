@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.chaos.grounds import Order
 
-_WITHIN_S = 20.0
+_WITHIN_S = 90.0
 _WRITING = (
     *(Arrow.CLAIMED, Arrow.INTENDED, Arrow.MADE, Arrow.COPYING, Arrow.DURABLE, Arrow.VERIFIED),
     *(Arrow.PUBLISHED, Arrow.CLEARED, Arrow.FINISHED),
@@ -63,7 +63,7 @@ def run_points(order: Order, chosen: Sequence[Point]) -> Result:
     hit: dict[str, dict[str, int]] = {}
     with two_disks() as (place, shelves), Ledger(place / "ledger.jsonl") as ledger:
         chance = random.Random(order.seed)
-        world = World(place, shelves, ledger, chance, bug=order.bug, sizes=(300_007,), lease_s=SLEEP_S / 2)
+        world = World(place, shelves, ledger, chance, bug=order.bug, sizes=(300_007,))
         with world.sandbox:
             for kind, arrow, action in chosen:
                 met = hit.setdefault(action, dict.fromkeys(Arrow, 0))
@@ -89,7 +89,8 @@ def _happens(world: World, kind: str, arrow: Arrow, action: Action) -> bool:
     if kind == "hash":
         world.sandbox.kill()
         world.forget_hash(min(world.images))
-    world.restart(f"{arrow}:{action}")
+    # Only such a sleep is to lose a lease, also on a machine that pauses.
+    world.restart(f"{arrow}:{action}", lease_s=SLEEP_S / 2 if action is Action.SLEEP else None)
     world.sandbox.log_path.write_bytes(b"")
     world.submit(request_of(world, kind))
     if action is Action.KILL:

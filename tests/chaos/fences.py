@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
     from tests.chaos.grounds import Order
 
-_STOPS_WITHIN_S = 20.0
+_STOPS_WITHIN_S = 90.0
+_LEASE_S = 1800.0
+"""What was stopped loses no lease by that."""
 _WAKES_FOR_S = 1.0
 """Long enough for what it has left to do."""
 
@@ -38,7 +41,8 @@ def run(order: Order) -> Result:
     started = time.monotonic()
     hit: Counter[str] = Counter()
     with two_disks() as (place, shelves), Ledger(place / "ledger.jsonl") as ledger:
-        world = World(place, shelves, ledger, random.Random(order.seed), bug=order.bug, sizes=(300_007,))
+        chance = random.Random(order.seed)
+        world = World(place, shelves, ledger, chance, bug=order.bug, sizes=(300_007,), lease_s=_LEASE_S)
         with world.sandbox:
             for number in range(order.count):
                 name = list(HISTORIES)[number % len(HISTORIES)]
@@ -70,9 +74,13 @@ def _stopped_at(world: World, arrow: Arrow) -> str:
 def _stale(world: World) -> None:
     (image_id,) = world.images
     job_id = _stopped_at(world, Arrow.VERIFIED)
-    with world.catalogue() as catalogue:
-        catalogue.execute("UPDATE jobs SET epoch = epoch + 1, owner = 'another' WHERE id = ?", (job_id,))
-        catalogue.commit()
+    while not _taken_over(world, job_id):
+        os.kill(world.sandbox.pid, signal.SIGCONT)
+        world.sandbox.wait(job_id)
+        world.images[image_id].stores = {max(world.shelves)}
+        prepare(world)
+        (image_id,) = world.images
+        job_id = _stopped_at(world, Arrow.VERIFIED)
     os.kill(world.sandbox.pid, signal.SIGCONT)
     time.sleep(_WAKES_FOR_S)
     image = world.sandbox.call("GET", f"/v1/images/{image_id}")
@@ -89,6 +97,21 @@ def _stale(world: World) -> None:
         world.shelves[max(world.shelves)].remove(name)  # It would have found them.
     world.restart()
     world.check()
+
+
+def _taken_over(world: World, job_id: str) -> bool:
+    """Whether another worker has the job now. It cannot, while the daemon was stopped in the middle of a
+    transaction: it looks for work once a second.
+    """
+    try:
+        with world.catalogue() as catalogue:
+            catalogue.execute("UPDATE jobs SET epoch = epoch + 1, owner = 'another' WHERE id = ?", (job_id,))
+            catalogue.commit()
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _replaced(world: World) -> None:

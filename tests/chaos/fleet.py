@@ -51,9 +51,9 @@ NODES = ("north", "east", "west")
 LEASE_S = 1.5
 SIZES = (1, 300_007, 5 * 1024 * 1024 + 1, 12 * 1024 * 1024 + 777)
 RATE = "8M"
-_ANSWERED_WITHIN_S = 30.0
-_LEFTOVERS_S = 45.0
-"""A node that lost a lease looks every 30 s for what it left."""
+_ANSWERED_WITHIN_S = 120.0
+_LEFTOVERS_S = 150.0
+"""A node that lost a lease looks every 30 s for what it left, and later again where that was in vain."""
 
 _PUBLISHED_TWICE = "select job_id from witness_published group by job_id having count(*) > 1"
 _PUBLISHED_STALE = (
@@ -133,7 +133,7 @@ class Fleet:
     sources: Mapping[Path, str]
     chance: random.Random
     ledger: Ledger
-    patience_s: float = 60.0
+    patience_s: float = 150.0
     places: dict[str, tuple[Path, str]] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
@@ -163,7 +163,11 @@ class Fleet:
             try:
                 self._accepted(asked, answer.result())
             except (OSError, http.client.HTTPException, RefusedError) as error:
-                self.found.append(f"{one.name} was well and refused {asked}: {error}")
+                if not _may_be_sent_again(asked, error):
+                    self.found.append(f"{one.name} was well and refused {asked}: {error}")
+                    continue
+                self.note("the database had paused")
+                self._say_until_answered(asked, [one])
 
     def lose_an_answer(self, node: Node) -> None:
         """A node is killed while it is asked; then another one is asked the same, until it answers."""
@@ -351,6 +355,12 @@ class Fleet:
             print(f"{node.name}:\n{node.sandbox.log_tail(150)}", file=sys.stderr)
 
 
+def _may_be_sent_again(asked: Asked, error: Exception) -> bool:
+    """A node that is well may say that the database has not answered for seconds: then it did not."""
+    code = error.problem.get("code") if isinstance(error, RefusedError) else None
+    return code == "catalog_unavailable" or (code == "commit_unknown" and asked.key is not None)
+
+
 def _take_effect(request: Mapping[str, Any], places: dict[str, tuple[Path, str]]) -> None:
     """What a job that has succeeded has done."""
     image = image_of(request)
@@ -415,7 +425,7 @@ def fleet_of(
                     "import": {"directories": [str(sources)]},
                     "catalog": {"url": url, "tls": "off", "password": {"file": str(secret)}},
                 },
-                "ready_timeout_s": 60,
+                "ready_timeout_s": 120,
             }
             if wires:
                 prefix = (*line.prefix, "env", f"PYTHONPATH={ROOT}")

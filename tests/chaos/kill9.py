@@ -41,6 +41,9 @@ LONGEST_LIFE_S = 0.6
 _LONG_LIFE_S = 2.5
 """Sometimes it lives so long at most: until later jobs of a batch, or those that begin later."""
 _THOROUGHLY_EVERY = 25
+_SOME = 10
+"""A run of so many kills is one that has to meet everything it is for: it goes on until it has."""
+_TRIMMED_WITHIN_S = 120.0
 
 
 def run(order: Order) -> Result:
@@ -89,6 +92,8 @@ class _Lane:
     stores: list[str] = field(default_factory=list)
     found: list[str] = field(default_factory=list)
     kills: int = 0
+    in_vain: int = 0
+    """How many of the last kills cut nothing off."""
     twice: int = 0
     jobs: int = 0
     cut_off: int = 0
@@ -147,11 +152,13 @@ def _kill_and_look(world: World, lane: _Lane, order: Order, over: threading.Even
         world.sandbox.kill()
         world.set_witness()
         world.sandbox.start()
-        while lane.kills < count and not (world.found or order.is_over or over.is_set()):
+        while _goes_on(world, lane, count) and not (world.found or order.is_over or over.is_set()):
             lane.kills += 1
             longest_s = _LONG_LIFE_S if chance.random() < 0.2 else LONGEST_LIFE_S
             asked = _some_asked(world)
-            with world.kill_in(chance.random() * longest_s):
+            cut_off = world.cut_off
+            # On a slow machine the daemon has to live longer until there is anything to cut off.
+            with world.kill_in(chance.random() * longest_s * (1 + min(lane.in_vain, 4) / 2)):
                 for one in asked:
                     lane.note(one)
                     world.hand_in(one)
@@ -167,6 +174,7 @@ def _kill_and_look(world: World, lane: _Lane, order: Order, over: threading.Even
                 if chance.random() < 0.5:
                     world.say_again(one)
             world.settle()
+            lane.in_vain = lane.in_vain + 1 if world.cut_off == cut_off else 0
             world.say_again(chance.choice(asked))
             world.check(thoroughly=lane.kills % _THOROUGHLY_EVERY == 0)
         world.every_job_is_there()
@@ -179,8 +187,17 @@ def _kill_and_look(world: World, lane: _Lane, order: Order, over: threading.Even
         world.check()
     world.look_at_claims()
     for pool, before in pools:
-        if (left := pool.objects() - before) > 0:
+        deadline = time.monotonic() + _TRIMMED_WITHIN_S
+        while (left := pool.objects() - before) > 0 and time.monotonic() < deadline:
+            time.sleep(1)
+        if left > 0:
             world.found.append(f"{pool.name}: {left} objects that belong to no image")
+
+
+def _goes_on(world: World, lane: _Lane, count: int) -> bool:
+    """Whether there are more kills to come: what jobs and moments there are is chance."""
+    has_met_all = world.cut_off and world.said_again and lane.hit["held"]
+    return lane.kills < (count if has_met_all or count < _SOME else 3 * count)
 
 
 def _some_asked(world: World) -> list[Asked]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MOST_JOBS = 1
 _CHECKED_EVERY = 5
 _FULL_WITHIN_S = 3.0
-_PATIENCE_S = 120.0
+_PATIENCE_S = 240.0
 """A store that was away for some seconds is looked at again after five, ten, twenty."""
 _TOO_MANY = f"select job_id, store, running from witness_full where running > {MOST_JOBS}"  # noqa: S608 - a number
 _AT_WORK = """

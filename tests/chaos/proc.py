@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -26,6 +27,8 @@ def wait_for(pid: int, states: str, timeout_s: float) -> bool:
 
 def threads_of(pid: int) -> dict[int, str]:
     """Its threads and what they call themselves."""
-    return {
-        int(task.name): (task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()
-    }
+    found: dict[int, str] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # It has just ended.
+            found[int(task.name)] = (task / "comm").read_text().strip()
+    return found

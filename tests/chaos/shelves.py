@@ -33,6 +33,8 @@ _WATCH_S = 12
 _FS_IOC_FIEMAP = 0xC020660B
 _ALWAYS_THERE = {"rbd_info", "rbd_directory", "rbd_children", "rbd_trash", "rbd_purge_trash", "rbd_task"}
 """In a pool that has ever had an image."""
+_PROBE = ".glissade.probe"
+"""A probe of the store's health writes and removes it; that of a killed daemon goes with the next one."""
 
 
 class Shelf(Protocol):
@@ -176,6 +178,9 @@ class _Rados:
     def names(self, pool: str) -> list[str]:
         return self.run("--pool", pool, "ls").decode().splitlines()
 
+    def has(self, pool: str, name: str) -> bool:
+        return bool(self.run("--pool", pool, "stat", name, check=False))
+
     def damage(self, pool: str, name: str, kind: str, chance: random.Random) -> None:
         with tempfile.NamedTemporaryFile(prefix="glissade-chaos-") as file:
             self.run("--pool", pool, "get", name, file.name)
@@ -213,10 +218,11 @@ class S3Shelf:
         }
 
     def names(self) -> set[str]:
-        return self._bucket.names()
+        uploads = {f"{key} (upload {upload})" for key, upload in self._bucket.uploads()}
+        return self._bucket.objects() | uploads
 
     def is_passing(self, name: str) -> bool:
-        return name.startswith(".glissade/probe-")
+        return name.startswith((".glissade/probe-", ".glissade/probe (upload "))
 
     def digest(self, image_id: str) -> str:
         body = self._bucket.client.get_object(Bucket=self._bucket.name, Key=image_id)["Body"]
@@ -275,12 +281,15 @@ class RbdShelf:
         return False
 
     def objects(self) -> int:
-        """How many RADOS objects there are: what no image owns any more shows when the last one is gone."""
-        return len(set(self._rados.names(self._pool)) - _ALWAYS_THERE)
+        """How many RADOS objects there are: what no image owns any more shows when the last one is gone. A
+        removed object of which a removed snapshot is still being trimmed is listed, and is none.
+        """
+        names = set(self._rados.names(self._pool)) - _ALWAYS_THERE - {_PROBE}
+        return sum(self._rados.has(self._pool, name) for name in names)
 
     def empty(self) -> None:
         """Whatever is left; a process that was killed counts as an image's user for half a minute."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 150
         while names := self.names():
             for name in names:
                 if name.endswith(" (trash)"):

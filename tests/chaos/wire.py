@@ -98,6 +98,6 @@ class Wire:
 
 
 def _ip(*arguments: str, check: bool = True) -> None:
-    done = subprocess.run(("ip", *arguments), capture_output=True, check=False, timeout=20)
+    done = subprocess.run(("ip", *arguments), capture_output=True, check=False, timeout=120)
     if check and done.returncode != 0:
         raise AssertionError(f"ip {' '.join(arguments)}: {done.stderr.decode().strip()}")

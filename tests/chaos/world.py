@@ -103,6 +103,12 @@ class World:
         self._touched: set[str] = set()
         self._passing: dict[str, dict[str, float]] = {}
         self._state = state or place / "daemon" / "state"
+        self._lease_s = lease_s
+        self._node: dict[str, object] = {
+            "state_directory": str(self._state),
+            "hash_threads": 1,
+            "lease_s": lease_s,
+        }
         sources = place / "sources"
         sources.mkdir()
         self.contents: dict[Path, Content] = {}
@@ -114,10 +120,11 @@ class World:
             directory=place / "daemon",
             stores={name: shelf.section for name, shelf in self.shelves.items()},
             sections={
-                "node": {"state_directory": str(self._state), "hash_threads": 1, "lease_s": lease_s},
+                "node": self._node,
                 "import": {"directories": [str(sources)]},
             },
-            ready_timeout_s=60,
+            ready_timeout_s=120,
+            stop_timeout_s=60,
             path=(str(ROOT),),
             bug=bug,
         )
@@ -128,10 +135,11 @@ class World:
         """From its next start on the daemon has this fail point."""
         self.sandbox.fail_point = fail_point
 
-    def restart(self, fail_point: str | None = None) -> None:
-        """Kill it, if it runs, and start it."""
+    def restart(self, fail_point: str | None = None, *, lease_s: float | None = None) -> None:
+        """Kill it, if it runs, and start it, this once perhaps with other leases."""
         self.sandbox.kill()
         self.arm(fail_point)
+        self._node["lease_s"] = lease_s or self._lease_s
         self.sandbox.start()
 
     @contextmanager
@@ -231,6 +239,8 @@ class World:
             if answer.status == 404:
                 self.found.append(f"the job {job_id} was accepted and is not there any more")
                 return None
+            if answer.status != 200:  # A daemon that is about to end says so.
+                raise http.client.HTTPException(f"asked for the job {job_id} it says {answer.body}")
             job: Mapping[str, Any] = answer.body
             if job["state"] in FINAL_STATES:
                 return job
@@ -329,8 +339,8 @@ class World:
                     break
                 time.sleep(0.1)  # The daemon tries now and then whether it can write.
                 there = self._lasting(shelf)
-            if there != wanted and self._ceph_forgot():
-                there = self._collected(shelf, wanted)
+            if there != wanted and isinstance(shelf, RbdShelf):
+                there = self._collected(shelf, wanted, by_hand=self._ceph_forgot())
             self.found += [f"{name}: the image {one} is lost" for one in sorted(wanted - there)]
             self.found += [
                 f"{name}: {one} lies there and belongs to nobody" for one in sorted(there - wanted)
@@ -341,11 +351,14 @@ class World:
         self._touched.clear()
         self.found += [f"{left.name} was left" for left in self._state.rglob("*.checkpoints")]
 
-    def _collected(self, shelf: Shelf, wanted: set[str]) -> set[str]:
-        """What lies there once the daemon could take away what it could not before."""
+    def _collected(self, shelf: Shelf, wanted: set[str], *, by_hand: bool) -> set[str]:
+        """What lies there once the daemon could take away what it could not before: by itself, when it looks
+        for that again, or when it is told to.
+        """
         deadline = time.monotonic() + LONGEST_JOB_S
         while (there := self._lasting(shelf)) != wanted and time.monotonic() < deadline:
-            self.sandbox.request("POST", "/v1/gc", {"dry_run": False}, timeout_s=LONGEST_JOB_S)
+            if by_hand:
+                self.sandbox.request("POST", "/v1/gc", {"dry_run": False}, timeout_s=LONGEST_JOB_S)
             time.sleep(1)
         return there
 

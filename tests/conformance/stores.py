@@ -108,7 +108,7 @@ async def fresh_swift(
     containers = (place, f"{place}-partner")
     for container in containers:
         assert plain("PUT", f"/{container}").status in (201, 202)
-    options = StoreOptions(stall_timeout_s=10.0)
+    options = StoreOptions(stall_timeout_s=60.0)
     driver, partner = (
         SwiftDriver(name, configure(swift_config(endpoint, container=container)), options)
         for name, container in zip(("swift", "partner"), containers, strict=True)
@@ -165,7 +165,7 @@ async def fresh_rbd(
         with store._connection.used() as pool:
             wait_for_manager(pool)
 
-    options = StoreOptions(stall_timeout_s=20.0)
+    options = StoreOptions(connect_timeout_s=30.0, stall_timeout_s=60.0)
     with emptied_pools(ceph) as (pool, _):
         driver, partner = (
             RbdDriver(

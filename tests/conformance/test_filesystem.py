@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.timeout(400)
+
 
 class TestFileWhereTestsRun(DriverSuite):
     @pytest.fixture

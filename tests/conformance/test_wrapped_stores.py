@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.timeout(400)
+
 Wrapper: TypeAlias = "Callable[[Driver], Driver]"
 
 

@@ -24,7 +24,7 @@ MISSING = (
 )
 needs_clients = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 240.0
 
 
 class ClientError(AssertionError):

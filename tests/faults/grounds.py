@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
@@ -177,11 +177,24 @@ async def s3_ground(endpoint: S3Endpoint, place: Path, engine: Engine) -> AsyncI
 
 
 async def _remove_bucket(client: Any, bucket: str) -> None:
-    for upload in await _uploads(client, bucket):
-        await client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
-    for key in await _objects(client, bucket):
-        await client.delete_object(Bucket=bucket, Key=key)
-    await client.delete_bucket(Bucket=bucket)
+    """With all that is in it; what a server does late is waited for."""
+    async with asyncio.timeout(60):
+        while True:
+            for upload in await _uploads(client, bucket):
+                with suppress(client.exceptions.NoSuchUpload):
+                    await client.abort_multipart_upload(
+                        Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+            for key in await _objects(client, bucket):
+                await client.delete_object(Bucket=bucket, Key=key)
+            try:
+                await client.delete_bucket(Bucket=bucket)
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "BucketNotEmpty":
+                    raise
+                await asyncio.sleep(0.5)
+            else:
+                return
 
 
 async def _uploads(client: Any, bucket: str) -> list[Mapping[str, str]]:
@@ -306,7 +319,7 @@ class _Account:
 
     async def remove(self, container: str) -> None:
         """With all that is in it; a listing that is late is waited for."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while names := await self._listed(container):
                 for name in names:
                     await self.ask("DELETE", f"{container}/{name}", missing_ok=True)

@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-IMAGE_BYTES = 48 * MIB
+IMAGE_BYTES = 128 * MIB
 ENOUGH_BYTES = 24 * MIB
-"""A part of 5 MiB, and a segment, are in the store by then."""
+"""A part of 5 MiB, and a segment, are in the store by then. The rest takes longer than machines pause: the
+kill comes in the middle also when it comes late.
+"""
 STRANGER = "nobody-knows-me"
-PROBES = (".glissade/probe-", "glissade/probe-")
+PROBES = (".glissade/probe-", ".glissade/probe (upload", "glissade/probe-")
 """How S3 and Swift stores name them."""
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 class Ground:
@@ -44,7 +46,7 @@ class Ground:
         self.put = put
 
     def names(self) -> set[str]:
-        """But what a probe of the store's health writes and removes at any moment, also that of a daemon which
+        """But what a probe of the store's health writes and removes at any moment, also that of a daemon that
         was killed meanwhile: a later probe removes it.
         """
         return {name for name in self._names() if not name.startswith(PROBES)}
@@ -151,6 +153,8 @@ def test_what_a_killed_daemon_left_of_a_forgotten_job_goes_when_it_may(
             directory=tmp_path / "daemon",
             stores={"images": ground.section},
             sections={"import": {"directories": [str(tmp_path)]}},
+            ready_timeout_s=120,
+            stop_timeout_s=60,
         )
         before = ground.names()
         with sandbox:
@@ -162,7 +166,7 @@ def test_what_a_killed_daemon_left_of_a_forgotten_job_goes_when_it_may(
                     "rate_limit": "12M",
                 }
             )
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while _bytes_done(sandbox, job["id"]) < ENOUGH_BYTES:
                 assert time.monotonic() < deadline, "the import does not get on"
                 time.sleep(0.02)
@@ -184,7 +188,8 @@ def test_what_a_killed_daemon_left_of_a_forgotten_job_goes_when_it_may(
             assert _without_orphans(_gc(sandbox, dry_run=True, **by_wish)) == {
                 name: ["would remove"] for name in by_the_guard
             }
-            assert ground.names() == everything
+            # A server that was slow may have added what it had got before the kill.
+            assert everything <= ground.names()
             assert _until_nothing_is_found(sandbox, by_wish)[-1].keys() == by_the_guard.keys()
             assert ground.names() - before == {STRANGER}
 
@@ -194,7 +199,7 @@ def _until_nothing_is_found(sandbox: Sandbox, options: dict[str, Any]) -> list[d
     store counts as down then, until a probe.
     """
     seen: list[dict[str, list[str]]] = []
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while found := _without_orphans(_gc(sandbox, **options)):
         assert time.monotonic() < deadline, seen
         waits = found.pop("store", None)

@@ -23,7 +23,7 @@ CONTENT = random.Random(7).randbytes(24 * 1024 * 1024)
 KILLS = 4
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_an_upload_whose_daemon_is_killed_leaves_nothing(tmp_path: Path) -> None:
     stores = {name: tmp_path / name for name in ("one", "two")}
     for root in stores.values():
@@ -32,6 +32,8 @@ def test_an_upload_whose_daemon_is_killed_leaves_nothing(tmp_path: Path) -> None
         directory=tmp_path / "daemon",
         stores={store: {"type": "file", "directories": [str(root)]} for store, root in stores.items()},
         sections={"images": {"upload_stores": ["one", "two"]}},
+        ready_timeout_s=120,
+        stop_timeout_s=60,
     )
     with sandbox:
         body = {"name": "image", "disk_format": "raw", "container_format": "bare"}
@@ -56,7 +58,7 @@ def test_an_upload_whose_daemon_is_killed_leaves_nothing(tmp_path: Path) -> None
         assert (root / image_id).read_bytes() == CONTENT
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 @pytest.mark.service("postgres")
 def test_another_node_gives_the_image_back(tmp_path: Path, shared_catalog: DatabaseAddress) -> None:
     password = tmp_path / "password"
@@ -71,6 +73,8 @@ def test_another_node_gives_the_image_back(tmp_path: Path, shared_catalog: Datab
             directory=tmp_path / name,
             stores={"one": {"type": "file", "directories": [str(root)], "default": True}},
             sections={"node": {"lease_s": 18.0, "name": name}, "catalog": catalog},
+            ready_timeout_s=120,
+            stop_timeout_s=60,
         )
         for name in ("first", "second")
     )
@@ -96,7 +100,7 @@ def test_another_node_gives_the_image_back(tmp_path: Path, shared_catalog: Datab
 def _upload(sandbox: Sandbox, image_id: str) -> socket.socket:
     """A connection on which the body may follow."""
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(30)
+    client.settimeout(120)
     client.connect(str(sandbox.socket_path))
     head = [
         f"PUT /v2/images/{image_id}/file HTTP/1.1",
@@ -129,7 +133,7 @@ class _Renewal:
 
 
 def _until(holds: Any) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)

@@ -16,7 +16,7 @@ SEED = int(os.environ.get("GLISSADE_SEED", "0")) or random.SystemRandom().getran
 
 
 @pytest.mark.service("postgres")
-@pytest.mark.timeout(180 + 30 * HISTORIES)
+@pytest.mark.timeout(600 + 60 * HISTORIES)
 def test_whoever_lost_a_lease_publishes_nothing_and_deletes_nothing() -> None:
     skip_unless_runnable("postgres")
     result = leases.run(Order(count=HISTORIES, seed=SEED))

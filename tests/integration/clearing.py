@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 async def until_cleared(driver: Driver, key: str, attempt: str) -> bool:
     """Again and again while somebody counts as a user: Ceph takes who was killed for one for 30 s."""
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(150):
         while True:
             try:
                 return await driver.clear_attempt(key, attempt, keep_object=False)

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 FINISHED = ("succeeded", "failed", "cancelled", "ignored", "quarantined")
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.01, longest_wait_s=0.02)
+_LONGEST_S = 50.0
+"""What is waited for has come by then: databases and stores may be other processes, which can stand still."""
 
 
 @dataclass(slots=True)
@@ -204,7 +206,7 @@ class Daemon:
         return await self.until(job, *FINISHED)
 
     async def until(self, job: Mapping[str, Any], *states: str) -> dict[str, Any]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(_LONGEST_S):
             while True:
                 now: dict[str, Any] = await self.get(f"/v1/jobs/{job['id']}")
                 if now["state"] in states:
@@ -213,7 +215,7 @@ class Daemon:
 
     async def moving(self, job: Mapping[str, Any]) -> None:
         """Wait until the job has moved its first bytes."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(_LONGEST_S):
             while not ((await self.get(f"/v1/jobs/{job['id']}"))["progress"] or {}).get("bytes_done"):  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.01)
 

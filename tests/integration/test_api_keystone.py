@@ -37,6 +37,7 @@ def settings_for(keystone: Keystone, **more: Any) -> KeystoneSettings:
             "user": user.name,
             "password": Secret(user.password),
             "project": user.project,
+            "timeout_s": 60.0,
             **more,
         }
     )
@@ -242,9 +243,13 @@ async def test_closing_leaves_no_thread_and_no_question(keystone: Keystone) -> N
 async def test_a_token_is_believed_until_its_end_and_an_expired_one_by_services_only(
     keystone: Keystone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock is Keystone's answer here: its shortest token would last longer than this test."""
+    """Keystone's answer says when it ends, for its shortest token would last longer than this test; and the
+    asker's clock is put forward.
+    """
     real = Asker._look_up
-    left_s = 1.0
+    left_s, later_s = 600.0, 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later_s, time=lambda: time.time() + later_s)
+    monkeypatch.setattr(under_test, "time", clock)
     asked = list[bool]()
 
     def look_up(self: Asker, token: str, *, may_be_expired: bool) -> Any:
@@ -255,11 +260,11 @@ async def test_a_token_is_believed_until_its_end_and_an_expired_one_by_services_
 
     monkeypatch.setattr(Asker, "_look_up", look_up)
     token, service = keystone.token(keystone.demo), keystone.token(keystone.mover)
-    async with asking(keystone) as asker:
+    async with asking(keystone, cache_s=3600.0) as asker:
         await asker.caller_of(token)
         await asker.caller_of(token)
         assert asked == [False]
-        await asyncio.sleep(1.1)
+        later_s = 601.0
         left_s = -5.0
         with pytest.raises(NotAuthenticatedError):
             await asker.caller_of(token)

@@ -402,7 +402,7 @@ async def test_there_are_so_many_connections_and_the_operator_still_gets_in(root
 
 async def test_one_caller_who_asks_too_often_does_not_hold_up_another(root: Path) -> None:
     greedy, other = a_token("greedy", "service"), a_token("other", "service")
-    async with open_door(root, tokens=(greedy, other), caller_requests_per_s=5) as door:
+    async with open_door(root, tokens=(greedy, other), caller_requests_per_s=1) as door:
         found = [(await door.call("GET", "/v1/jobs", greedy.token)) for _ in range(30)]
         refused = [reply for reply in found if reply.status == 429]
         assert refused
@@ -454,7 +454,11 @@ async def test_deleting_is_recorded_before_it_happens(root: Path, caplog: pytest
 async def test_keystones_tokens_let_in_and_tell_projects_apart(root: Path, keystone: Keystone) -> None:
     user = keystone.service
     settings = KeystoneSettings(
-        auth_url=keystone.auth_url, user=user.name, password=Secret(user.password), project=user.project
+        auth_url=keystone.auth_url,
+        user=user.name,
+        password=Secret(user.password),
+        project=user.project,
+        timeout_s=60.0,
     )
     ours = a_token("boss", "admin")
     async with open_door(root, keystone=settings, tokens=(ours,)) as door:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.services.ceph import Ceph
 
-pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(900)]
 
 MISSING = image_server.missing() or glance.missing()
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.model import Row
     from tests.services.ceph import Ceph
 
-pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -152,9 +152,9 @@ def _flip_a_bit(path: Path) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-def _change(place: Place, statement: str) -> None:
-    with sqlite3.connect(place.database) as db:
-        db.execute(statement)
+def _change(place: Place, statement: str, *values: object) -> None:
+    with sqlite3.connect(place.database, timeout=60) as db:
+        db.execute(statement, values)
     db.close()
 
 
@@ -372,12 +372,10 @@ async def test_bytes_that_another_image_uses_are_kept(place: Place) -> None:
     async with running(place) as daemon:
         first = await daemon.import_image(CONTENT, "one")
         second = await daemon.import_image(CONTENT, "two")
-        with sqlite3.connect(place.database) as db:
-            db.execute(
-                "update image_locations set value = (select value from image_locations where image_id = ?)",
-                [first["id"]],
-            )
-        db.close()
+        statement = (
+            "update image_locations set value = (select value from image_locations where image_id = ?)"
+        )
+        await asyncio.to_thread(_change, place, statement, first["id"])
         job = await daemon.carry_out(kind="delete", image_id=first["id"])
         assert job["report"]["steps"][0]["method"] == "kept"
         assert second["id"] in job["report"]["steps"][0]["reason"]
@@ -545,7 +543,7 @@ async def test_many_jobs_of_a_store_that_is_down_are_put_aside_without_a_pause(
     async with running(place) as daemon:
         made = [await daemon.submit(kind="import", source=source, stores=["two"]) for _ in range(9)]
     monkeypatch.setattr(worker, "_TURN_S", 60.0)
-    async with running(place) as daemon, asyncio.timeout(10):
+    async with running(place) as daemon, asyncio.timeout(30):
         for job in made:  # Looked at anew, two at a time.
             while (await daemon.get(f"/v1/jobs/{job['id']}"))["phase"] != "waiting for store two":  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.05)
@@ -568,7 +566,7 @@ class Hold:
 async def _cut_off(place: Place, hold: Hold, submit: Callable[[Daemon], Any]) -> dict[str, Any]:
     async with abandoned(place) as daemon:
         job: dict[str, Any] = await submit(daemon)
-        await asyncio.wait_for(hold.reached.wait(), 10)
+        await asyncio.wait_for(hold.reached.wait(), 30)
     assert rows(place, "select state from jobs where id = ?", job["id"]) == [("running",)]
     return job
 
@@ -765,7 +763,9 @@ async def test_a_broken_catalogue_ends_the_daemon(place: Place, monkeypatch: pyt
     async def live() -> None:
         async with running(place):
             monkeypatch.setattr(Database, "write", broken)
-            await asyncio.sleep(1.5)
+            async with asyncio.timeout(20):
+                while place.has_socket:  # noqa: ASYNC110 - from outside
+                    await asyncio.sleep(0.05)
 
     with pytest.raises(BaseExceptionGroup) as caught:
         await live()
@@ -787,11 +787,12 @@ async def test_a_download_does_not_hold_up_the_end(place: Place) -> None:
 
 
 async def _slowly(response: aiohttp.ClientResponse) -> None:
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(4)
     await response.read()
 
 
 async def test_draining_lets_short_jobs_finish(place: Place) -> None:
+    place.node["drain_timeout_s"] = 40.0
     async with running(place) as daemon:
         job = await daemon.submit(
             kind="import", source=place.source(CONTENT), stores=["one"], rate_limit="4M"
@@ -802,7 +803,7 @@ async def test_draining_lets_short_jobs_finish(place: Place) -> None:
 
 
 async def test_draining_queues_long_jobs_again_and_leaves_nothing(root: Path) -> None:
-    place = Place(root, node={"drain_timeout_s": 0.3})
+    place = Place(root, node={"drain_timeout_s": 2.0})
     async with running(place) as daemon:
         job = await daemon.submit(
             kind="import", source=place.source(CONTENT), stores=["one"], rate_limit="64K"
@@ -843,7 +844,7 @@ def _configuration(place: Place) -> Path:
         for store in place.stores
     )
     path.write_text(
-        f'[node]\nstate_directory = "{place.root}"\ndrain_timeout_s = 5\nlog_format = "json"\n'
+        f'[node]\nstate_directory = "{place.root}"\ndrain_timeout_s = 300\nlog_format = "json"\n'
         f'[api]\nsocket = "{place.socket}"\nallow_groups = []\n'
         f'[import]\ndirectories = ["{place.incoming}"]\n{stores}\n'
     )
@@ -871,10 +872,11 @@ def _message(notifications: socket.socket) -> str:
     return notifications.recv(256).decode()
 
 
+@pytest.mark.timeout(400)
 def test_the_process_tells_systemd_and_ends_on_sigterm(place: Place) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications:
         notifications.bind(f"\0glissade-test-{os.getpid()}")
-        notifications.settimeout(20)
+        notifications.settimeout(100)
         with _start(place, NOTIFY_SOCKET=f"@glissade-test-{os.getpid()}", WATCHDOG_USEC="300000") as process:
             seen = [_message(notifications) for _ in range(6)]
             assert "READY=1" in seen
@@ -892,7 +894,7 @@ def test_the_process_tells_systemd_and_ends_on_sigterm(place: Place) -> None:
             while (message := _message(notifications)) == "WATCHDOG=1":
                 pass
             assert message == "STOPPING=1"
-            _, errors = process.communicate(timeout=20)
+            _, errors = process.communicate(timeout=100)
             assert process.returncode == 0, errors
     assert "Traceback" not in errors
     assert not os.path.exists(place.socket)
@@ -928,11 +930,12 @@ async def test_the_watchdog_starves_when_the_worker_hangs(
             release.set()
 
 
+@pytest.mark.timeout(400)
 def test_a_second_signal_does_not_wait(place: Place) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications:
         address = str(place.root / "notify")
         notifications.bind(address)
-        notifications.settimeout(20)
+        notifications.settimeout(100)
         with _start(place, NOTIFY_SOCKET=address) as process:
             assert _message(notifications) == "READY=1"
             slow = (
@@ -948,14 +951,15 @@ def test_a_second_signal_does_not_wait(place: Place) -> None:
             process.send_signal(signal.SIGTERM)
             assert _message(notifications) == "STOPPING=1"
             process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=100)
             assert (process.returncode, "quitting at once" in errors) == (1, True)
 
 
+@pytest.mark.timeout(400)
 def test_a_catalogue_that_cannot_be_opened_is_refused_in_clear_text(place: Place) -> None:
     place.database.write_bytes(b"this is no database, and never was one" * 10)
     with _start(place) as process:
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=100)
     assert process.returncode == 6
     assert "file is not a database" in errors
     assert "Traceback" not in errors

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:

@@ -40,7 +40,7 @@ DATA = random.Random(5).randbytes(24 * MIB + 77)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 STALL_S = 20.0
 
-pytestmark = [pytest.mark.service("ceph"), pytest.mark.service("swift"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.service("ceph"), pytest.mark.service("swift"), pytest.mark.timeout(600)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ async def test_s3_ends_on_the_way_and_the_others_go_on(
         assert isinstance(errors.pop("s3"), UnavailableError)
         assert errors == {"file": None, "rbd": None, "swift": None}
         assert source.calls["open_read"] == 1
-        assert took_s < 4 * STALL_S
+        assert took_s < 6 * STALL_S
         dead = targets.pop("s3")
         for target in targets.values():
             assert await holds_the_image(target, engine)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tests.services.loopfs import LoopFs
 
-pytestmark = pytest.mark.loopfs
+pytestmark = [pytest.mark.loopfs, pytest.mark.timeout(400)]
 
 OTHER_KEY = "3f7c1d2e-0000-4000-8000-00000000000b"
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from drivers.filesystem.driver import FileDriver
 
+pytestmark = pytest.mark.timeout(400)
+
 ROUNDS = 300
 SECRET = b"somebody else's" * 100
 

@@ -46,7 +46,7 @@ def kinds(report: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def execute(place: Place, statement: str, *values: object) -> None:
-    with sqlite3.connect(place.database) as db:
+    with sqlite3.connect(place.database, timeout=60) as db:
         db.execute(statement, values)
     db.close()
 
@@ -83,7 +83,7 @@ async def crashed_import(
         patch.setattr(owner, step, never_ends)
         async with abandoned(place) as daemon:
             job = await daemon.submit(kind="import", source=place.source(CONTENT), stores=["one"])
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 await reached.wait()
     assert len(place.files()["one"]) == 2  # The object, and the mark that proves who made it.
     return job
@@ -154,7 +154,7 @@ async def test_an_image_that_is_being_imported_is_left_alone(
     monkeypatch.setattr(FileWriteSession, "commit", slowly)
     async with running(place) as daemon:
         job = await daemon.submit(kind="import", source=place.source(CONTENT), stores=["one"])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             await writing.wait()
         assert len(place.files()["one"]) == 2  # The image, and its mark.
         for _ in range(2):
@@ -309,7 +309,7 @@ async def test_the_ledger_of_a_store_that_is_gone_waits_for_it(
         assert kinds(report) == [("ledger", "one", "kept")]
         assert "configuration" in report["findings"][0]["reason"]
     async with running(place) as daemon:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while place.files()["one"]:  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.05)
             while rows(place, "select * from artefacts"):  # noqa: ASYNC110
@@ -378,7 +378,7 @@ async def test_the_reaper_clears_what_a_cancelled_job_left(
     caplog.set_level("INFO", logger="glissade.audit")
     execute(place, "update jobs set state = 'cancelled', finished_at = created_at")
     async with running(place):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while place.files()["one"] or rows(place, "select * from artefacts"):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     (line,) = [record.getMessage() for record in caplog.records]
@@ -405,7 +405,7 @@ async def test_an_attempt_that_lost_its_job_is_cleared_once_more(place: Place) -
         attempt,
     )
     async with running(place):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while rows(place, "select * from artefacts"):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     assert place.files()["one"] == [image["id"]]
@@ -424,7 +424,7 @@ async def test_only_one_gc_at_a_time(place: Place, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(FileSurvey, "__call__", slowly)
     async with running(place) as daemon:
         first = asyncio.create_task(gc(daemon))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await asked.wait()
         refused = await daemon.call("POST", "/v1/gc", {})
         assert (refused.status, refused.json["code"]) == (409, "gc_running")

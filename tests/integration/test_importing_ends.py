@@ -14,6 +14,7 @@ import pytest
 
 from control.jobs.queue import JobQueue
 from control.jobs.run import Run
+from control.jobs.worker import Worker
 from dataplane.errors import UnavailableError
 from drivers.filesystem.session import FileWriteSession
 from drivers.options import StoreOptions
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     End = Callable[["Scene"], Awaitable[dict[str, Any]]]
 
 IMAGE = "018e4854-9153-4977-a865-abc0e6b0297d"
-CONTENT = os.urandom(400_000)
-SLOW = "100K"
+CONTENT = os.urandom(4_000_000)
+SLOW = "400K"
+"""So that it is far from its end, long after its first bytes have moved."""
 
 
 @pytest.fixture
@@ -65,6 +67,12 @@ class Scene:
     def unlimited(self) -> None:
         with sqlite3.connect(self.place.database) as db:
             db.execute("update jobs set rate_limit = null")
+        db.close()
+
+    def end_lease(self) -> None:
+        """As if the time were over for which it was given, which is longer than any machine stands still."""
+        with sqlite3.connect(self.place.database, timeout=60) as db:
+            db.execute("update jobs set lease_until = created_at where lease_until is not null")
         db.close()
 
     def status(self) -> list[str]:
@@ -109,22 +117,32 @@ async def meets_a_defect(scene: Scene) -> dict[str, Any]:
 
 async def loses_its_lease_again_and_again(scene: Scene) -> dict[str, Any]:
     """And when nobody takes it away any more, its source is gone."""
-    taken = 0
+    is_taken = False
     renew = JobQueue.renew
 
     async def taken_away(self: JobQueue, *arguments: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        return {} if taken <= 2 else await renew(self, *arguments)
+        return {} if is_taken else await renew(self, *arguments)
+
+    async def often(worker: Worker) -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            await worker._renew()
 
     scene.patch.setattr(JobQueue, "renew", taken_away)
-    scene.place.node["lease_s"] = 1.5
+    scene.patch.setattr(Worker, "_renew_leases", often)
     async with running(scene.place) as daemon:
         job = await daemon.submit(**scene.request(rate_limit=SLOW))
-        async with asyncio.timeout(20):
-            while taken < 2:  # noqa: ASYNC110 - from outside
-                await asyncio.sleep(0.05)
-        (scene.place.incoming / "image.raw").unlink()
+        for attempt in (1, 2):
+            await daemon.moving(job)
+            is_taken = True
+            async with asyncio.timeout(20):
+                while (now := await daemon.get(f"/v1/jobs/{job['id']}"))["progress"] is not None:  # noqa: ASYNC110 - from outside
+                    await asyncio.sleep(0.02)
+            assert (now["state"], now["attempt"]) == ("running", attempt), "nobody else has it yet"
+            is_taken = False
+            if attempt == 2:
+                (scene.place.incoming / "image.raw").unlink()
+            await asyncio.to_thread(scene.end_lease)
         ended = await daemon.finished(job)
     assert ended["attempt"] == 3
     return ended
@@ -143,7 +161,7 @@ async def is_cancelled_while_it_waits_for_a_store(scene: Scene) -> dict[str, Any
     job = await scene.killed()
     scene.place.stores.pop("two")
     async with running(scene.place) as daemon:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             while (await daemon.get(f"/v1/jobs/{job['id']}"))["phase"] != "waiting for store two":  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.05)
         await daemon.call("POST", f"/v1/jobs/{job['id']}/cancel")

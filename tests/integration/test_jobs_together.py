@@ -335,7 +335,7 @@ async def test_a_full_queue_turns_away_and_says_when_to_come_back(place: Place) 
 async def test_too_many_at_once_are_turned_away_for_a_moment(root: Path) -> None:
     place = Place(root, api={"max_streams": 1})
     async with running(place) as daemon:
-        job = await daemon.submit(**importing(place, os.urandom(300_000), rate_limit="100K"))
+        job = await daemon.submit(**importing(place, os.urandom(300_000), rate_limit="20K"))
         path = f"/v1/jobs/{job['id']}/events"
         async with daemon.http.get(f"http://glissade{path}") as stream:
             assert stream.status == 200
@@ -363,7 +363,7 @@ async def test_more_requests_than_may_be_in_work_are_turned_away_for_a_moment(ro
         sending = daemon.http.post("http://glissade/v1/jobs", data=slowly(body), headers=headers)
         request = asyncio.ensure_future(sending)
         await begun.wait()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while (refused := await daemon.call("GET", "/v1/jobs")).status == 200:  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.01)
         assert (refused.status, refused.json["code"]) == (503, "busy")
@@ -381,7 +381,7 @@ async def test_a_daemon_that_stops_turns_away_and_says_when_to_come_back(root: P
         job = await daemon.submit(**importing(place, os.urandom(500_000), rate_limit="200K"))
         await daemon.moving(job)
         daemon.stop.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (refused := await daemon.call("POST", "/v1/jobs", importing(place, b"x"))).status == 202:  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.01)
         assert (refused.status, refused.json["code"]) == (503, "draining")
@@ -396,14 +396,14 @@ async def test_a_running_job_shows_who_works_on_it_and_how_far_it_is(place: Plac
     async with AsyncExitStack() as stack:
         daemon = await stack.enter_async_context(running(place))
         job = await daemon.submit(
-            **importing(place, os.urandom(3_000_000), rate_limit="800K", priority=7, image={"name": "x"})
+            **importing(place, os.urandom(40_000_000), rate_limit="800K", priority=7, image={"name": "x"})
         )
         await daemon.moving(job)
         for other in others[1:]:
             daemon = await stack.enter_async_context(running(other))
         # What other nodes see is as old as the last renewal: whenever something is asked about the job.
         assert (await daemon.call("PATCH", f"/v1/jobs/{job['id']}", {"rate_limit": "750K"})).status == 200
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             now = await daemon.get(f"/v1/jobs/{job['id']}")
             while not (now["progress"] or {}).get("size_bytes"):
                 await asyncio.sleep(0.05)
@@ -412,7 +412,7 @@ async def test_a_running_job_shows_who_works_on_it_and_how_far_it_is(place: Plac
         assert 0 <= now["lease"]["age_s"] <= 120
         assert 0 < now["lease"]["ends_in_s"] <= 120
         assert (now["attempt"], now["priority"], now["failures"]) == (1, 7, 0)
-        assert now["progress"]["size_bytes"] == 3_000_000
+        assert now["progress"]["size_bytes"] == 40_000_000
         assert now["stalled"] is False
         await daemon.call("POST", f"/v1/jobs/{job['id']}/cancel")
         await daemon.finished(job)
@@ -468,7 +468,7 @@ async def test_a_cancellation_that_was_promised_is_kept_though_the_attempt_fails
     }
     async with running(place) as daemon:
         bring, check = (await daemon.call("POST", "/v1/batches", batch)).json["jobs"]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await (clearing if is_late else reading).wait()
         assert (await daemon.call("POST", f"/v1/jobs/{bring['id']}/cancel")).status == 202
         gate.set()
@@ -510,7 +510,7 @@ async def test_a_job_in_which_no_byte_moves_is_said_to_be_stalled(
     caplog.set_level(logging.INFO)
     async with running(place) as daemon:
         job = await daemon.submit(**importing(place, b"image" * 100))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while not (now := await daemon.get(f"/v1/jobs/{job['id']}"))["stalled"]:  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.05)
         assert now["progress"]["stalled_s"] >= 1.0
@@ -531,7 +531,7 @@ async def test_why_and_when_a_job_is_tried_again_is_seen_while_it_waits(
     monkeypatch.setattr(LocalFileSource, "open_read", refuse)
     async with running(place) as daemon:
         job = await daemon.submit(**importing(place))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while not (now := await daemon.get(f"/v1/jobs/{job['id']}"))["failures"]:  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.02)
         assert (now["state"], now["error"]["code"]) == ("queued", "store_unavailable")

@@ -53,6 +53,7 @@ from drivers.registry import build_store
 from tests.conformance.images import chunk_buffer, drain, feed, image, read_image, write_image
 from tests.fakes.steady_time import now_s
 from tests.integration.clearing import until_cleared
+from tests.integration.cut_off import BUSY_MACHINE_S, PROMISED_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
@@ -62,15 +63,16 @@ if TYPE_CHECKING:
     from drivers.rbd.image import Image
     from tests.services.ceph import Ceph
 
-pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(400)]
 
 KEY = "7d5a0f5e-0000-4000-8000-00000000000a"
 OTHER_KEY = "7d5a0f5e-0000-4000-8000-00000000000b"
 DATA = image(10 * MIB + 17)
 NOTHING: Mapping[str, Any] = {}
 
-PATIENT = StoreOptions(stall_timeout_s=30.0)
-HASTY = StoreOptions(connect_timeout_s=2.0, stall_timeout_s=4.0, retry=RetryOptions(attempts=1))
+PATIENT = StoreOptions(connect_timeout_s=30.0, stall_timeout_s=60.0)
+HASTY = StoreOptions(connect_timeout_s=8.0, stall_timeout_s=8.0, retry=RetryOptions(attempts=1))
+"""As hasty as it can be where the servers may stand still for some seconds."""
 
 
 @pytest.fixture(autouse=True)
@@ -481,7 +483,7 @@ async def test_what_a_killed_writer_left_is_in_nobodys_way_and_those_who_look_ar
             assert (await read_image(driver, OTHER_KEY)).data == DATA
             for attempt, key in (("two", OTHER_KEY), ("one", KEY)):
                 await until_cleared(driver, key, attempt)
-            assert now_s() - begun < 60
+            assert now_s() - begun < 90
             assert (await read_image(driver, OTHER_KEY)).data == DATA
     assert listed(ceph) == {OTHER_KEY}
 
@@ -681,7 +683,7 @@ async def test_a_copy_by_clone_is_there_at_once_where_clones_free_their_source(c
         assert done.offer.method == "rbd clone"
         await partner.delete(KEY)
         assert (await read_image(driver, KEY, chunk_bytes=4 * MIB)).data == data
-        end = time.monotonic() + 60
+        end = time.monotonic() + 150
         while "parent" in rbd_json(ceph, "info", f"{ceph.pools[0]}/{KEY}"):
             assert time.monotonic() < end, "the manager makes it independent"
             await asyncio.sleep(0.2)
@@ -800,7 +802,7 @@ async def test_an_osd_that_stops_in_mid_transfer_is_a_typed_error_and_passes(cep
 
 async def _until_usable(driver: Driver) -> None:
     """Connecting anew takes its time; nothing has to be restarted."""
-    end = now_s() + 60
+    end = now_s() + 120
     while True:
         try:
             space = await driver.probe()
@@ -813,7 +815,7 @@ async def _until_usable(driver: Driver) -> None:
 
 async def test_the_event_loop_goes_on_while_the_osd_hangs(ceph: Ceph) -> None:
     """Whatever is called blocks in a thread; and what was given up is answered later without harm."""
-    async with store(ceph, StoreOptions(connect_timeout_s=2.0, stall_timeout_s=60.0)) as driver:
+    async with store(ceph, StoreOptions(connect_timeout_s=8.0, stall_timeout_s=60.0)) as driver:
         await write_image(driver, KEY, DATA)
         session_open = asyncio.Event()
 
@@ -830,7 +832,8 @@ async def test_the_event_loop_goes_on_while_the_osd_hangs(ceph: Ceph) -> None:
                 calls = [driver.stat(KEY), driver.probe(), driver.delete(KEY), read_image(driver, KEY)]
                 waiting = [group.create_task(_outcome(call)) for call in calls]
                 worst = 0.0
-                for _ in range(30):
+                frozen_at = time.monotonic()
+                while time.monotonic() - frozen_at < 12:  # The probe's clock has run out by then.
                     begun = time.monotonic()
                     await asyncio.sleep(0.1)
                     worst = max(worst, time.monotonic() - begun)
@@ -869,7 +872,7 @@ async def test_a_transfer_is_cancelled_while_the_osd_hangs(ceph: Ceph) -> None:
             task.cancel()
             await asyncio.wait([task])
             assert task.cancelled()
-            assert now_s() - begun < 5.5
+            assert now_s() - begun < PROMISED_S + BUSY_MACHINE_S
         finally:
             ceph.thaw_osd()
         assert not await driver.clear_attempt(KEY, "one", keep_object=False)
@@ -881,13 +884,12 @@ async def test_a_reader_is_cancelled_while_the_osd_hangs(ceph: Ceph) -> None:
     async with store(ceph, StoreOptions(stall_timeout_s=20.0)) as driver:
         await write_image(driver, KEY, data, chunk_bytes=4 * MIB)
         try:
-            begun = now_s()
             async with driver.open_read(KEY) as stream:
                 await stream.read_into(chunk_buffer(4 * MIB))
                 ceph.freeze_osd()
-                begun = now_s()
                 reading = asyncio.create_task(drain(stream, chunk_bytes=4 * MIB))
                 await asyncio.sleep(0.5)
+                begun = now_s()
                 reading.cancel()
                 await asyncio.wait([reading])
                 assert now_s() - begun < 2
@@ -899,7 +901,7 @@ async def test_a_reader_is_cancelled_while_the_osd_hangs(ceph: Ceph) -> None:
 
 async def test_a_full_pool_refuses_images_and_still_lets_them_be_deleted(ceph: Ceph) -> None:
     pool = ceph.pools[0]
-    async with store(ceph, StoreOptions(stall_timeout_s=10.0)) as driver:
+    async with store(ceph, StoreOptions(stall_timeout_s=20.0)) as driver:
         await write_image(driver, OTHER_KEY, DATA)
         ceph.ceph("osd", "pool", "set-quota", pool, "max_bytes", str(MIB))
         try:
@@ -920,7 +922,7 @@ async def test_a_full_pool_refuses_images_and_still_lets_them_be_deleted(ceph: C
 
 async def test_a_pool_that_becomes_full_in_mid_transfer_says_so(ceph: Ceph) -> None:
     pool = ceph.pools[0]
-    async with store(ceph, StoreOptions(stall_timeout_s=10.0)) as driver:
+    async with store(ceph, StoreOptions(stall_timeout_s=20.0)) as driver:
         await write_image(driver, OTHER_KEY, DATA)
         try:
             with pytest.raises(StoreFullError):  # noqa: PT012 - it fails inside the session
@@ -940,7 +942,7 @@ async def test_a_pool_that_becomes_full_in_mid_transfer_says_so(ceph: Ceph) -> N
 
 
 async def _until_full(ceph: Ceph, *, full: bool = True) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while True:
         pools = await asyncio.to_thread(ceph.ceph, "osd", "pool", "ls", "detail")
         flags = next(pool["flags_names"] for pool in pools if pool["pool_name"] == ceph.pools[0])
@@ -955,8 +957,8 @@ async def test_a_client_that_was_shut_out_connects_anew(ceph: Ceph) -> None:
         await write_image(driver, OTHER_KEY, DATA)
         async with driver.open_write(KEY, WriteOptions(size_bytes=MIB)) as session:
             (address,) = session._attempt.image.watchers()
-        ceph.ceph("osd", "blocklist", "add", address, "120")
-        end = time.monotonic() + 60
+        ceph.ceph("osd", "blocklist", "add", address, "600")
+        end = time.monotonic() + 120
         found = None
         while found is None:
             try:
@@ -987,4 +989,4 @@ async def test_what_keeps_a_store_from_connecting_is_said(ceph: Ceph, tmp_path: 
         begun = now_s()
         with pytest.raises(StalledError):
             await driver.probe()
-        assert now_s() - begun < 15
+        assert now_s() - begun < 30

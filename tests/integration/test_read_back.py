@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.services.ceph import Ceph
     from tests.services.endpoints import S3Endpoint, SwiftEndpoint
 
-pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(400)]
 
 KEY = "3f7c1d2e-0000-4000-8000-0000000000b0"
 PART = 5 * MIB

@@ -25,12 +25,13 @@ def tour() -> str:
 @pytest.mark.skipif(
     not (BIN / "glissade").exists(), reason="the command is not installed; `make setup` does that"
 )
+@pytest.mark.timeout(400)
 def test_the_tour_of_the_readme_works() -> None:
     commands = tour()
     assert commands.count("glissade ") > 10
     # Short, because a socket's path may have 107 characters only; the tour's own name may be in use.
     with tempfile.TemporaryDirectory(prefix="tour-") as directory:
-        ready = "for i in {1..200}; do [ -S /tmp/tour/api.sock ] && break; sleep 0.1; done"
+        ready = "for i in {1..1000}; do [ -S /tmp/tour/api.sock ] && break; sleep 0.1; done"
         script = commands.replace("serve &\n", f"serve &\n{ready}\n").replace(
             "truncate -s 1G", "truncate -s 64M"
         )

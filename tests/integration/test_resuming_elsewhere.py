@@ -7,8 +7,9 @@ import hashlib
 import json
 import random
 import re
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,6 +21,7 @@ from control.config import StoreSettings
 from dataplane.checkpoint import TransferCheckpoint
 from dataplane.digests import kernels
 from dataplane.store import MIB
+from drivers.filesystem.local import LocalFileSource
 from drivers.options import StoreOptions
 from drivers.s3.config import S3Config
 from drivers.secret import Secret
@@ -28,21 +30,24 @@ from tests.integration.in_process import Place, running, short_directory
 from tests.services.s3_bucket import bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from control.catalog.database import DatabaseAddress
     from control.config import Settings
+    from dataplane.store import ReadOptions
     from tests.services.ceph import Ceph
     from tests.services.s3_bucket import Bucket
 
-pytestmark = [pytest.mark.service("postgres", "ceph"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.service("postgres", "ceph"), pytest.mark.timeout(400)]
 
 PART = 5 * MIB
 CONTENT = random.Random("elsewhere").randbytes(14 * PART + 4321)
 """Checkpoints are for images of 64 MiB and more."""
 SHA512 = hashlib.sha512(CONTENT).hexdigest()
 ENOUGH = 2 * PART
+HELD_AT = 10 * PART
+"""The first node gets no more of the image: it cannot come to the end before it is stopped."""
 
 
 @dataclass(slots=True)
@@ -123,7 +128,7 @@ async def saved(catalog: DatabaseAddress, job_id: str) -> None:
             return 0
         return min(one.mark.size_bytes for one in destinations.values())
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while await latest() < ENOUGH:  # noqa: ASYNC110 - from outside
             await asyncio.sleep(0.1)
     await database.aclose()
@@ -134,6 +139,24 @@ async def unlimit(catalog: DatabaseAddress) -> None:
     await database.write(lambda tx: tx.execute(text("update jobs set rate_limit = null")))
     assert await database.read(lambda tx: tx.scalar(select(func.count()).select_from(job_checkpoints))) == 1
     await database.aclose()
+
+
+class Held:
+    """A stream that ends in nothing after its first bytes."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._given_bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def read_into(self, chunk: memoryview) -> Any:
+        if self._given_bytes >= HELD_AT:
+            await asyncio.Event().wait()
+        filled = await self._inner.read_into(chunk)
+        self._given_bytes += filled.size_bytes
+        return filled
 
 
 def use_kernels(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
@@ -171,14 +194,26 @@ async def test_a_job_goes_on_at_another_node_with_the_parts_that_are_there(
     then: str,
 ) -> None:
     use_kernels(monkeypatch, first)
+    opened = LocalFileSource.open_read
+
+    @asynccontextmanager
+    async def held(source: LocalFileSource, key: str, options: ReadOptions) -> AsyncIterator[Any]:
+        async with opened(source, key, options) as stream:
+            yield Held(stream)
+
     server = urlsplit(ceph.s3.url)
     async with FaultProxy(server.hostname or "", server.port or 80) as proxy:
         first_node = node(root, shared_catalog, "north", ceph, made, proxy.url)
-        async with running(first_node) as daemon:
-            job = await daemon.submit(
-                kind="import", source=first_node.source(CONTENT), stores=["one", "remote"], rate_limit="20M"
-            )
-            await saved(shared_catalog, job["id"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LocalFileSource, "open_read", held)
+            async with running(first_node) as daemon:
+                job = await daemon.submit(
+                    kind="import",
+                    source=first_node.source(CONTENT),
+                    stores=["one", "remote"],
+                    rate_limit="20M",
+                )
+                await saved(shared_catalog, job["id"])
     image = job["image_id"]
     assert uploads_begun(proxy, image) == 1
     await unlimit(shared_catalog)
@@ -205,4 +240,5 @@ async def test_a_job_goes_on_at_another_node_with_the_parts_that_are_there(
     assert hashlib.sha512(stored.body).hexdigest() == SHA512
     assert second_node.files()["one"] == [image]
     assert hashlib.sha512((second_node.directory("one") / image).read_bytes()).hexdigest() == SHA512
-    assert made.names() == {image}
+    # Of a probe that was given up when the daemon stopped, another one takes away what is left.
+    assert {name for name in made.names() if not name.startswith(".glissade/probe")} == {image}

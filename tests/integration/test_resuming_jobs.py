@@ -31,9 +31,13 @@ CONTENT = random.Random("resuming").randbytes(5 * PART + 4321)
 SHA512 = hashlib.sha512(CONTENT).hexdigest()
 SLOW = "60M"
 
-pytestmark = pytest.mark.skipif(
-    not kernels.load().lanes("sha512"), reason="states of hashlib cannot be saved, and there are no kernels"
-)
+pytestmark = [
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(
+        not kernels.load().lanes("sha512"),
+        reason="states of hashlib cannot be saved, and there are no kernels",
+    ),
+]
 
 
 @pytest.fixture
@@ -126,7 +130,7 @@ async def test_cancelling_what_waits_for_its_next_attempt_leaves_nothing(place: 
     async with running(place) as daemon:
         await daemon.call("POST", f"/v1/jobs/{job['id']}/cancel")
         assert (await daemon.get(f"/v1/jobs/{job['id']}"))["state"] == "cancelled"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while logs(place) or any(place.files().values()):  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.05)
 
@@ -211,7 +215,7 @@ async def test_a_store_that_breaks_in_the_middle_is_gone_on_with(
     monkeypatch.setattr(FileWriteSession, "write", breaks)
     async with running(place) as daemon:
         job = await daemon.submit(kind="import", source=place.source(CONTENT), stores=["one"])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await daemon.get(f"/v1/jobs/{job['id']}"))["state"] not in FINISHED:
                 await daemon.call("POST", "/v1/stores/one/check")  # It is not looked at again for some time.
                 await asyncio.sleep(0.05)

@@ -48,7 +48,7 @@ first cut: however slow a store is, there is something to go on with.
 
 
 @pytest.mark.service("ceph")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not kernels.load().lanes("sha512"), reason="without kernels no digest can be saved")
 @pytest.mark.parametrize(
     "kinds", [("s3",), ("swift",), ("rbd",), ("file", "rbd", "s3", "swift")], ids="+".join

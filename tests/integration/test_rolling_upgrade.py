@@ -17,6 +17,7 @@ from alembic import command
 from sqlalchemy import text
 
 from control.catalog import migrate
+from control.catalog import postgres as postgres_module
 from control.catalog.database import connect_database, open_database
 from control.catalog.errors import CatalogError, SchemaTooOldError
 from control.catalog.fence import REVISION, UPGRADE_LOCK, may_begin
@@ -45,7 +46,7 @@ def root() -> Iterator[Path]:
 
 def node(root: Path, catalog: DatabaseAddress, name: str) -> Place:
     return Place(
-        root, node={"name": name, "lease_s": 30}, socket_path=str(root / f"{name}.sock"), catalog=catalog
+        root, node={"name": name, "lease_s": 300}, socket_path=str(root / f"{name}.sock"), catalog=catalog
     )
 
 
@@ -149,9 +150,12 @@ async def test_an_upload_is_refused_where_nothing_is_begun_any_more(
 
 
 async def test_a_daemon_begins_again_when_the_tables_are_its_own(
-    root: Path, shared_catalog: DatabaseAddress
+    root: Path, shared_catalog: DatabaseAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after an upgrade that was undone because it took too long."""
+    # It may take longer still: were it given up before its time, it would be seen as undone.
+    monkeypatch.setattr(postgres_module, "_TRANSACTION_S", 60.0)
+    monkeypatch.setitem(postgres_module._SESSION, "idle_in_transaction_session_timeout", "60s")
     async with running(node(root, shared_catalog, "one")) as daemon:
         database = await connect_database(shared_catalog)
         upgrading, ended = asyncio.Event(), asyncio.Event()

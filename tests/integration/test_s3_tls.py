@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.services.ceph import Ceph
 
-pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(400)]
 
 KEY = "3f7c1d2e-0000-4000-8000-00000000000c"
 PART = 5 * MIB
@@ -52,7 +52,7 @@ async def driver_for(
         multipart_threshold_bytes=PART,
         part_bytes=PART,
     )
-    driver = S3Driver("s3", config, StoreOptions(stall_timeout_s=20, connect_timeout_s=5))
+    driver = S3Driver("s3", config, StoreOptions(stall_timeout_s=60, connect_timeout_s=30))
     try:
         yield driver
     finally:

@@ -43,7 +43,7 @@ def s3_works(server: S3Endpoint, tmp_path: Path) -> bool:
     foreign.aws(server, "put-object", *name, "--body", tmp_path / "body")
     found = foreign.s3_names(server)
     foreign.aws(server, "delete-object", *name)
-    return found - foreign.s3_names(server) == {"services-test"}
+    return "services-test" in found and "services-test" not in foreign.s3_names(server)
 
 
 def swift_works(server: SwiftEndpoint, tmp_path: Path) -> bool:
@@ -53,7 +53,7 @@ def swift_works(server: SwiftEndpoint, tmp_path: Path) -> bool:
     foreign.swift(server, "upload", server.container, tmp_path / "body", "--object-name", "services-test")
     found = foreign.swift_names(server)
     foreign.swift(server, "delete", server.container, "services-test")
-    return found - foreign.swift_names(server) == {"services-test"}
+    return "services-test" in found and "services-test" not in foreign.swift_names(server)
 
 
 @pytest.mark.service("ceph")
@@ -159,7 +159,7 @@ def test_swift_answers_to_a_user_of_keystone(swift_keystone: SwiftEndpoint, tmp_
 
 
 @pytest.mark.service("ceph")
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_a_second_ceph_starts_and_leaves_nothing() -> None:
     skip_if(ceph_cluster.unavailable())
     with Session() as session:
@@ -170,7 +170,7 @@ def test_a_second_ceph_starts_and_leaves_nothing() -> None:
 
 
 @pytest.mark.service("swift")
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_a_second_swift_starts_and_leaves_nothing() -> None:
     skip_if(swift_servers.unavailable())
     with Session() as session:
@@ -181,7 +181,7 @@ def test_a_second_swift_starts_and_leaves_nothing() -> None:
 
 
 @pytest.mark.service("swift")
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_servers_end_with_a_session_that_is_killed() -> None:
     skip_if(swift_servers.unavailable())
     program = textwrap.dedent(
@@ -201,7 +201,7 @@ def test_servers_end_with_a_session_that_is_killed() -> None:
     assert len(marked(str(root))) >= 5
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while root.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert marked(str(root)) == []

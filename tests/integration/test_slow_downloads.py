@@ -36,11 +36,11 @@ async def test_downloads_that_stand_still_hold_up_others_for_their_stall_timeout
     )
     async with running(place) as daemon, AsyncExitStack() as stack:
         image_id = (await daemon.import_image(CONTENT, "one"))["id"]
+        begun = time.monotonic()  # However long it takes until they stand still.
         stalled = [await stack.enter_async_context(_stalled(place, image_id)) for _ in range(READERS)]
-        begun = time.monotonic()
-        async with asyncio.timeout(STALL_S + 10):
+        async with asyncio.timeout(STALL_S + 30):
             assert (await daemon.call("GET", f"/v2/images/{image_id}/file")).body == CONTENT
-        assert time.monotonic() - begun > STALL_S / 4, "they held no place that was needed"
+        assert time.monotonic() - begun > STALL_S * 0.9, "they held no place that was needed"
         for reader in stalled:
             # What was not taken in time does not come any more.
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):

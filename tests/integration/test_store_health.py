@@ -241,6 +241,8 @@ async def test_a_store_that_a_transfer_had_to_drop_is_known_to_be_down(
         async with real(driver, *arguments) as session:
             yield session
 
+    # Probes go on, and meet nothing.
+    monkeypatch.setattr("drivers.health.GOOD_PROBES_TO_RETURN", 10**6)
     async with running(place) as daemon:
         monkeypatch.setattr(FileDriver, "open_write", open_write)
         await daemon.carry_out(

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from dataplane.errors import UnavailableError
 from dataplane.store import KIB, Driver
 from dataplane.terms import Destination, Engine
 from dataplane.transfer import transfer
@@ -23,7 +22,14 @@ from tests.conformance.images import image, write_image
 from tests.conformance.stores import swift_config
 from tests.fakes.fault_proxy import Fault, FaultProxy, Kind
 from tests.fakes.steady_time import now_s
-from tests.integration.cut_off import BUSY_MACHINE_S, PROMISED_S, cancel_in_the_middle, hang_after
+from tests.integration.cut_off import (
+    BUSY_MACHINE_S,
+    PROMISED_S,
+    cancel_in_the_middle,
+    clear_when_settled,
+    hang_after,
+    look_around,
+)
 from tests.integration.test_swift_driver import new_place
 
 if TYPE_CHECKING:
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
     from tests.integration.test_swift_driver import Place
     from tests.services.endpoints import SwiftEndpoint
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(400)
 
 KEY = "3f7c1d2e-0000-4000-8000-00000000000d"
 SEGMENT = 64 * KIB
@@ -84,18 +90,6 @@ async def store(place: Place, proxy: FaultProxy, container: str = "") -> AsyncIt
         await driver.aclose()
 
 
-async def clear_when_settled(target: Driver) -> None:
-    """As a job does it at its end: again and again, until it works."""
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                await target.clear_attempt(KEY, "one", keep_object=False)
-            except UnavailableError:
-                await asyncio.sleep(0.2)
-            else:
-                return
-
-
 @pytest.mark.parametrize(
     ("endpoint", "all_hangs"),
     [
@@ -136,7 +130,7 @@ async def test_cancelling_takes_no_longer_than_promised(
     data = image(1000 if what == SMALL else LARGE)
     async with AsyncExitStack() as stack:
         target = await stack.enter_async_context(store(place, proxy))
-        await target.probe()  # It knows what the server can do: the fault meets the image.
+        await look_around(target)  # It knows what the server can do: the fault meets the image.
         source: Driver
         if what == COPY:
             other = await stack.enter_async_context(new_place(place.endpoint))
@@ -154,7 +148,7 @@ async def test_cancelling_takes_no_longer_than_promised(
         took_s = await cancel_in_the_middle(work, proxy, fault)
         await proxy.heal()
         await asyncio.sleep(0.2)
-        await clear_when_settled(target)
+        await clear_when_settled(target, KEY, "one")
         assert place.plain.names(place.container) == set()
         assert took_s < PROMISED_S + BUSY_MACHINE_S
 
@@ -167,16 +161,16 @@ async def test_what_arrives_after_its_caller_was_cancelled_does_not_stay(
     target = MANIFEST if size_bytes == LARGE else WHOLE
     late = Fault(kind=Kind.LATE_REQUEST, method="PUT", target=target, seconds=6.0)
     async with store(place, proxy) as driver:
-        await driver.probe()
+        await look_around(driver)
         source = MemoryDriver("source", MemoryConfig(), StoreOptions())
         await write_image(source, KEY, image(size_bytes))
         proxy.faults.append(late)
         destination = Destination(store=driver, key=KEY, attempt="one")
-        began = now_s()
         work = asyncio.create_task(transfer(source, KEY, [destination], engine=engine, digests=()))
         assert await cancel_in_the_middle(work, proxy, late) < PROMISED_S + BUSY_MACHINE_S
-        await clear_when_settled(driver)
-        await asyncio.sleep(max(0.0, began + 8.0 - now_s()))
+        ended = now_s()
+        await clear_when_settled(driver, KEY, "one")
+        await asyncio.sleep(max(0.0, ended + 8.0 - now_s()))
         assert place.plain.names(place.container) == set()
 
 
@@ -205,7 +199,7 @@ async def test_a_keystone_that_hangs_does_not_keep_a_transfer_from_being_cancell
         work = asyncio.create_task(transfer(source, KEY, [destination], engine=engine, digests=()))
         took_s = await cancel_in_the_middle(work, keystone, silent)
         await keystone.heal()
-        await clear_when_settled(driver)
+        await clear_when_settled(driver, KEY, "one")
         await driver.aclose()
         assert place.plain.names(place.container) == set()
-        assert took_s < PROMISED_S
+        assert took_s < PROMISED_S + BUSY_MACHINE_S

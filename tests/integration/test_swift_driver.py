@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 KEY = "3f7c1d2e-0000-4000-8000-00000000000a"
 OTHER_KEY = "3f7c1d2e-0000-4000-8000-00000000000b"
 SEGMENT = 64 * KIB
-QUICK = StoreOptions(stall_timeout_s=10.0, retry=RetryOptions(first_wait_s=0.01, longest_wait_s=0.1))
+QUICK = StoreOptions(stall_timeout_s=60.0, retry=RetryOptions(first_wait_s=0.01, longest_wait_s=0.1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -624,7 +624,7 @@ def _lose_answers(
 
 async def _checkpoint_of(session: Any, size_bytes: int) -> WriteMark:
     """Wait until the store has so much."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(100):
         while True:
             mark = await session.checkpoint()
             if mark is not None and mark.size_bytes >= size_bytes:
@@ -646,7 +646,7 @@ async def test_slow_clients_have_buffers_of_their_own(place: Place) -> None:
     async with (
         place.driver(lambda config: replace(config, segment_bytes=MIB, buffer_budget_bytes=MIB)) as driver,
         driver.open_write(OTHER_KEY, WriteOptions(outside=True)) as session,
-        asyncio.timeout(30),
+        asyncio.timeout(120),
     ):
         await feed(session, image(SEGMENT // 2))
         await write_image(driver, KEY, data)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.services.ceph import Ceph
     from tests.services.endpoints import SwiftEndpoint
 
-pytestmark = [pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.timeout(400)]
 
 SEGMENT = 64 * KIB
 
@@ -54,7 +54,7 @@ async def over_tls(
         if auth is not None:
             path = urlsplit(endpoint.auth_url).path
             config = replace(config, auth_url=f"https://{auth}:{auth_port}{path}")
-        driver = SwiftDriver("swift", config, StoreOptions(stall_timeout_s=20, connect_timeout_s=5))
+        driver = SwiftDriver("swift", config, StoreOptions(stall_timeout_s=60, connect_timeout_s=30))
         try:
             yield driver
         finally:

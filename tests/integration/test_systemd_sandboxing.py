@@ -20,6 +20,8 @@ from bench.stores import file_store
 from control.sandbox import Sandbox
 from dataplane.store import MIB
 
+pytestmark = pytest.mark.timeout(600)
+
 ROOT = Path(__file__).parents[2]
 SERVICE = ROOT / "systemd" / "glissade.service"
 
@@ -79,6 +81,9 @@ def test_the_daemon_makes_no_system_call_that_its_unit_forbids(tmp_path: Path) -
             for name in ("a", "b", "c")
         },
         sections={"import": {"directories": [str(tmp_path / "source")]}},
+        # It takes its time in everything.
+        ready_timeout_s=150.0,
+        stop_timeout_s=150.0,
         # As a grandchild (-D), so that signals and the exit status are the daemon's own.
         command_prefix=("strace", "-D", "-f", "-qq", "-o", str(trace), "-e", "signal=none"),
     )

@@ -229,7 +229,7 @@ async def test_jobs_in_flight_go_on_in_a_later_version(place: Place) -> None:
         assert stores == {MOVED: ["ram"], IMPORTED: ["disk", "ram"]}
         # What the failed one left is cleared by the reaper, in its own time.
         left = {"disk": [IMPORTED], "ram": sorted((MOVED, IMPORTED))}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             while place.files() != left:  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.05)
     for store, images in place.files().items():

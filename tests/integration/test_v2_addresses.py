@@ -30,6 +30,8 @@ fd00:ec2::254 fdff::1 fe80::1 fe80::a9fe:a9fe febf::1 fec0::1 ff00::1 ff02::1 ff
 """
 CLOSED = tuple(_CLOSED.split())
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture
 def root() -> Iterator[Path]:
@@ -93,5 +95,5 @@ async def _locate(daemon: Daemon, image_id: str, url: str) -> int:
 
 async def _plan(daemon: Daemon, url: str) -> int:
     body = {"kind": "import", "source": {"url": url}, "stores": ["one"]}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         return (await daemon.call("POST", "/v1/plans", body)).status

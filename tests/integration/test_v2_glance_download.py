@@ -72,7 +72,11 @@ def place_with(root: Path, keystone: Keystone, port: int, **more: Any) -> Place:
     root.mkdir(exist_ok=True)
     user = keystone.service
     settings = KeystoneSettings(
-        auth_url=keystone.auth_url, user=user.name, password=Secret(user.password), project=user.project
+        auth_url=keystone.auth_url,
+        user=user.name,
+        password=Secret(user.password),
+        project=user.project,
+        timeout_s=60.0,
     )
     return Place(root, api={"listen": (f"127.0.0.1:{port}",), "keystone": settings}, **more)
 
@@ -287,7 +291,11 @@ async def test_without_keystone_it_is_not_offered(root: Path) -> None:
 async def test_a_token_that_is_no_longer_good_is_said_to_be_so(keystone: Keystone) -> None:
     user = keystone.service
     settings = KeystoneSettings(
-        auth_url=keystone.auth_url, user=user.name, password=Secret(user.password), project=user.project
+        auth_url=keystone.auth_url,
+        user=user.name,
+        password=Secret(user.password),
+        project=user.project,
+        timeout_s=60.0,
     )
     asker = Asker(settings)
     try:

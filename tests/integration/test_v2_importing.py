@@ -239,7 +239,7 @@ async def test_a_copy_in_one_store_is_deleted_and_never_the_last(web: HttpServer
         assert (await daemon.call("DELETE", f"/v2/stores/one/{image_id}")).status == 204
         assert (await show(daemon, image_id))["stores"] == "two"
         assert (await daemon.call("DELETE", f"/v2/stores/two/{image_id}")).status == 403
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while place.files()["one"]:  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.02)
         queued = await new_image(daemon)

@@ -56,7 +56,7 @@ def place(root: Path) -> Place:
     return Place(
         root,
         stores=dict(STORES),
-        images={"staging_store": "aside", "upload_stall_timeout_s": 0.5, "max_size_bytes": 8 * MIB},
+        images={"staging_store": "aside", "max_size_bytes": 8 * MIB},
     )
 
 
@@ -95,7 +95,7 @@ async def jobs_of(daemon: Daemon, image_id: str, kind: str) -> list[dict[str, An
 async def lies(place: Place, **where: list[str]) -> None:
     """Wait until nothing lies in the stores but that."""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while place.files() != {**NOTHING, **where}:  # noqa: ASYNC110 - from outside
                 await asyncio.sleep(0.02)
     except TimeoutError:

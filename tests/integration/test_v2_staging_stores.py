@@ -41,7 +41,7 @@ class RealPlace(Place):
 
     def settings(self) -> Settings:
         settings = Place.settings(self)
-        options = StoreOptions(stall_timeout_s=20.0)
+        options = StoreOptions(stall_timeout_s=60.0)
         more = {
             name: StoreSettings(id=name, type=self.kind, options=options, config=config)
             for name, config in (("aside", self.aside), ("real", self.real))
@@ -81,8 +81,15 @@ async def until_empty(names: Callable[[], Any]) -> None:
             await asyncio.sleep(0.2)
 
 
+async def until_up(daemon: Daemon, store: str) -> None:
+    """Its service may have stood still when it was looked at first."""
+    async with asyncio.timeout(100):
+        while (await daemon.call("POST", f"/v1/stores/{store}/check")).json["health"]["state"] != "up":  # noqa: ASYNC110 - from outside
+            await asyncio.sleep(0.5)
+
+
 @pytest.mark.service("ceph")
-@pytest.mark.timeout(170)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", ["s3", "swift", "rbd"])
 async def test_what_is_staged_in_a_real_store_is_imported_and_removed(
     ceph: Ceph, root: Path, kind: str
@@ -103,6 +110,8 @@ async def test_what_is_staged_in_a_real_store_is_imported_and_removed(
             real=vars(fresh.partner)["_config"],
         )
         daemon = await stack.enter_async_context(running(place))
+        for store in ("aside", "real"):
+            await until_up(daemon, store)
         first, report = await imported(daemon, "real")
         assert [step["method"] for step in report["steps"]] == [METHODS[kind], "catalogue"]
         assert report["bytes_read"] == 0

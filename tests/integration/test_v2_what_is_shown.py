@@ -47,7 +47,7 @@ async def located(api: Cloud, image_id: str, name: str) -> str:
     url = f"file://{api.operator.place.directory('one')}/{name}"
     reply = await api.operator.call("POST", f"/v2/images/{image_id}/locations", {"url": url})
     assert reply.status == 202, reply.body
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(40):
         while (await tasks(api["admin"], image_id))[-1]["status"] not in ("success", "failure"):  # noqa: ASYNC110 - from outside
             await asyncio.sleep(0.02)
     return url

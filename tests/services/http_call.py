@@ -47,7 +47,7 @@ def _exchange(method: str, url: str, headers: Mapping[str, str], body: object) -
     parts = urlsplit(url)
     data = None if body is None else json.dumps(body).encode()
     kind = {} if data is None else {"Content-Type": "application/json"}
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
     try:
         connection.request(method, f"{parts.path or '/'}?{parts.query}", data, {**kind, **headers})
         answer = connection.getresponse()

@@ -50,7 +50,7 @@ class LoopFs:
 
     def unmount(self) -> None:
         """Unmount; lazily when it stays busy, so that nothing is left mounted whatever a test did."""
-        for _ in range(20):
+        for _ in range(200):
             if self.try_unmount():
                 return
             time.sleep(0.05)

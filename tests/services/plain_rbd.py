@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.services.ceph import Ceph
 
-_RELEASE_S = 35.0  # A process that was killed counts as an image's user for 30 s.
+_RELEASE_S = 120.0  # A process that was killed counts as an image's user for 30 s.
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tests.services.endpoints import SwiftEndpoint
+
+_LISTED_WITHIN_S = 60.0
 
 
 class PlainSwift:
@@ -57,7 +60,7 @@ class PlainSwift:
     ) -> Answer:
         """One request, whatever it answers; `path` is within the account, and quoted."""
         parts = urlsplit(self.storage_url)
-        connection = http.client.HTTPConnection(parts.netloc, timeout=30)
+        connection = http.client.HTTPConnection(parts.netloc, timeout=60)
         try:
             sent = {"X-Auth-Token": self.token, **(headers or {})}
             connection.request(method, parts.path.rstrip("/") + path, body=body, headers=sent)
@@ -86,12 +89,20 @@ class PlainSwift:
         marker = ""
         while True:
             query = urlencode({"format": "json", "marker": marker, "limit": "1000"})
-            page = self("GET", f"/{container}?{query}")
+            page = self._page(f"/{container}?{query}")
             entries = json.loads(page.body) if page.status == 200 else []
             if not entries:
                 return found
             marker = entries[-1]["name"]
             found.update(entry["name"] for entry in entries)
+
+    def _page(self, path: str) -> Answer:
+        """A server that is too busy to list has not said that nothing is there."""
+        deadline = time.monotonic() + _LISTED_WITHIN_S
+        while (page := self("GET", path)).status not in (200, 204, 404):
+            assert time.monotonic() < deadline, page
+            time.sleep(0.5)
+        return page
 
     def left_over(self, container: str) -> set[str]:
         """Everything in the container but the segments of static large objects that are there."""

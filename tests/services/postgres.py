@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from control.catalog.database import DatabaseAddress
 from drivers.secret import Secret
-from tests.services.processes import HOST, ServiceError, free_ports, new_key, wait_until
+from tests.services.processes import HOST, ServiceError, free_ports, is_alive, new_key, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -120,8 +120,11 @@ class Postgres:
         self._place.run(*self._as_owner, programs / "pg_ctl", "promote", "-D", self._data, "-w")
 
     def discard(self) -> None:
-        """End it at once, and forget its data."""
+        """End it at once, and forget its data. Its port is free then: every one of its processes holds it."""
+        pids = self._process_ids()
+        self._signal_all(signal.SIGKILL)
         self._daemon.kill()
+        wait_until("the end of postgres", lambda: not any(map(is_alive, pids)))
         shutil.rmtree(self._data, ignore_errors=True)
 
     def freeze(self) -> None:
@@ -132,12 +135,18 @@ class Postgres:
         self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, number: signal.Signals) -> None:
+        for pid in self._process_ids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _process_ids(self) -> list[int]:
         """Its processes have sessions of their own each, below the first one."""
+        found: list[int] = []
         for first in self._daemon.process_ids:
-            children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-            for pid in (first, *map(int, children)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+                found += (first, *map(int, children))
+        return found
 
     def _control(self, command: str, mode: str) -> None:
         self._place.run(*self._as_owner, _programs() / "pg_ctl", command, "-D", self._data, "-m", mode, "-w")

@@ -31,9 +31,13 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 
 _TAIL_BYTES = 3000
+_DEAD_WITHIN_S = 60.0
 _SBIN = ("/usr/sbin", "/sbin")
 _PORTS = range(20000, 32000)
 """Below those the kernel gives to outgoing connections: a restarted server finds its own free again."""
+_given: set[int] = set()
+"""Ports that were handed out: until its server listens a port looks free, and again while it is restarted."""
+_giving = threading.Lock()
 
 
 class ServiceError(Exception):
@@ -184,9 +188,13 @@ class Daemon:
         return [pid for pid in reaper.all_process_ids() if _group_of(pid) == self._process.pid]
 
     def kill(self) -> None:
-        """End it at once, as a crash would."""
+        """End it at once, as a crash would. Its port is free then: its children hold it, too."""
+        pids = self.process_ids
         self._signal(signal.SIGKILL)
-        self._wait(10.0)
+        self._wait(_DEAD_WITHIN_S)
+        deadline = time.monotonic() + _DEAD_WITHIN_S
+        while any(map(is_alive, pids)) and time.monotonic() < deadline:
+            time.sleep(0.01)
         self._process = None
 
     def stop(self, *, grace_s: float = 5.0) -> None:
@@ -244,21 +252,26 @@ def wait_until(
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody listens on."""
+    """Ports on loopback that nobody listens on, and nobody else in this process was given."""
     found: list[int] = []
-    for port in random.sample(_PORTS, len(_PORTS)):
-        if len(found) == count:
-            return found
-        if _is_free(port):
-            found.append(port)
+    with _giving:
+        for port in random.sample(_PORTS, len(_PORTS)):
+            if port not in _given and _is_free(port):
+                found.append(port)
+            if len(found) == count:
+                _given.update(found)
+                return found
     raise ServiceError("no free ports on loopback")
 
 
 def free_port_range(count: int) -> range:
     """Consecutive free ports, for servers that take theirs from a range."""
-    for start in random.sample(_PORTS, len(_PORTS)):
-        if all(_is_free(port) for port in range(start, start + count)):
-            return range(start, start + count)
+    with _giving:
+        for start in random.sample(_PORTS, len(_PORTS)):
+            found = range(start, start + count)
+            if _given.isdisjoint(found) and all(map(_is_free, found)):
+                _given.update(found)
+                return found
     raise ServiceError("no free range of ports on loopback")
 
 
@@ -285,6 +298,14 @@ def _is_free(port: int) -> bool:
                 return False
             raise
     return True
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process can do anything yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _group_of(pid: int) -> int | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import botocore.config
 import botocore.session
+from botocore.exceptions import ClientError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from tests.services.endpoints import S3Endpoint
 
 _numbers = itertools.count(1)
+_REMOVED_WITHIN_S = 60.0
 
 
 class Bucket:
@@ -28,21 +31,36 @@ class Bucket:
 
     def names(self) -> set[str]:
         """Everything in it: objects by their keys, and multipart uploads that are not finished."""
-        return set(self._objects()) | {f"{key} (upload)" for key, _ in self.uploads()}
+        return self.objects() | {f"{key} (upload)" for key, _ in self.uploads()}
 
     def uploads(self) -> list[tuple[str, str]]:
         found = self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])
         return [(upload["Key"], upload["UploadId"]) for upload in found]
 
     def empty(self) -> None:
-        for key in self._objects():
+        for key in self.objects():
             self.client.delete_object(Bucket=self.name, Key=key)
         for key, upload in self.uploads():
-            self.client.abort_multipart_upload(Bucket=self.name, Key=key, UploadId=upload)
+            with suppress(self.client.exceptions.NoSuchUpload):
+                self.client.abort_multipart_upload(Bucket=self.name, Key=key, UploadId=upload)
 
-    def _objects(self) -> list[str]:
+    def objects(self) -> set[str]:
         found = self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
-        return [one["Key"] for one in found]
+        return {one["Key"] for one in found}
+
+    def remove(self) -> None:
+        """With all that is in it; what a killed client had sent may come in even now."""
+        deadline = time.monotonic() + _REMOVED_WITHIN_S
+        while True:
+            self.empty()
+            try:
+                self.client.delete_bucket(Bucket=self.name)
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "BucketNotEmpty" or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
 
 
 @contextmanager
@@ -52,8 +70,7 @@ def bucket(endpoint: S3Endpoint) -> Iterator[Bucket]:
     try:
         yield made
     finally:
-        made.empty()
-        made.client.delete_bucket(Bucket=made.name)
+        made.remove()
         made.client.close()
 
 
