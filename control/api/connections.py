@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _HANDSHAKE_TIMEOUT_S: Final = 5.0
 _BACKLOG: Final = 1024
-_READ_BYTES: Final = 256 * KIB
+_READ_BYTES: Final = 64 * KIB
 _MOST_KEPT_BYTES: Final = 1024 * KIB
 """Of a request whose body may be taken over. aiohttp stops reading long before."""
 _NOTHING_LEFT: Final = struct.pack("ii", 1, 0)
@@ -68,7 +68,7 @@ class Connections:
         try:
             yield
         finally:
-            guard.end_work()
+            guard.end_work(request)
 
     def guarded(self, inner: asyncio.Protocol, *, is_tcp: bool) -> asyncio.BaseProtocol:
         """A protocol that does what `inner` does, within limits."""
@@ -94,8 +94,8 @@ class _Guard(asyncio.BufferedProtocol):
     """One connection. At any time either a request is in work, or a clock runs for the header of the next
     one, or nothing of it has come yet, for which aiohttp has a clock; the first one has to come at once.
 
-    What came since the first byte of a request is kept until the work on it has ended, as long as it is
-    certain which byte that was and it is not too much.
+    What came since the first byte of a request is kept until the work on it has ended, if it is certain which
+    byte that was (nothing can be left of the request before, or have come with it) and it is not too much.
     """
 
     def __init__(self, connections: Connections, inner: asyncio.Protocol, *, is_tcp: bool) -> None:
@@ -105,8 +105,8 @@ class _Guard(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._is_in = False
         self._in_work = 0
-        self._kept: list[bytes] | None = []
-        self._kept_bytes = 0
+        self._is_certain = True
+        self._kept: bytearray | None = bytearray()
         self._body: RawBody | None = None
         self._header_clock: asyncio.TimerHandle | None = None
         self._answer_clock: asyncio.TimerHandle | None = None
@@ -140,7 +140,7 @@ class _Guard(asyncio.BufferedProtocol):
             data = bytes(self._connections.room[:nbytes])
             if not self._in_work and self._header_clock is None:
                 self._start_header_clock()
-                self._kept, self._kept_bytes = [], 0
+                self._kept = bytearray() if self._is_certain else None
             self._keep(data)
             self.inner.data_received(data)
 
@@ -171,9 +171,12 @@ class _Guard(asyncio.BufferedProtocol):
             self._header_clock.cancel()
             self._header_clock = None
 
-    def end_work(self) -> None:
+    def end_work(self, request: web.Request) -> None:
         self._in_work -= 1
         self._kept = None
+        # What comes next may belong to this body, or to a request whose head came with it: aiohttp has it in
+        # its queue then, of which there is no other sign.
+        self._is_certain = request.content.is_eof() and not getattr(self.inner, "_messages", True)
         if self._body is not None:
             self._body.leave()
 
@@ -181,9 +184,10 @@ class _Guard(asyncio.BufferedProtocol):
         """As the function of the same name."""
         if self._kept is None or self._transport is None or self._transport.is_closing():
             return None
-        if self._body is not None or request.content.is_eof():
+        content = request.content
+        if self._body is not None or content.is_eof() or content.exception() is not None:
             return None
-        came = b"".join(self._kept)
+        came = bytes(self._kept)
         found = framing_of(request, came)
         if found is None:
             return None
@@ -199,11 +203,11 @@ class _Guard(asyncio.BufferedProtocol):
         return self._body is not None
 
     def _keep(self, data: bytes) -> None:
-        self._kept_bytes += len(data)
-        if self._kept_bytes > _MOST_KEPT_BYTES:
+        if self._kept is None:
+            return
+        self._kept += data
+        if len(self._kept) > _MOST_KEPT_BYTES:
             self._kept = None
-        if self._kept is not None:
-            self._kept.append(data)
 
     def _start_header_clock(self) -> None:
         loop = asyncio.get_running_loop()

@@ -11,6 +11,8 @@ _MOST_LINES: Final = 64
 """Of trailers, which nobody wants."""
 _GLANCE: Final = 32
 """How far is looked for the end of a line at first: what tells a chunk's size is hardly ever longer."""
+_BETWEEN: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
+"""The end of a chunk and the beginning of the next one, as nearly all are."""
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
 
@@ -78,8 +80,11 @@ class Chunked:
         return kept
 
     def _read_line(self, came: memoryview, at: int) -> int:
-        """Some of a line or the rest of it; returns where it ends."""
+        """Some of a line, the rest of it, or two at once; returns where it ends."""
         piece = bytes(came[at : at + _GLANCE])
+        if self._next is _Line.AFTER_CHUNK and not self._line and (told := _BETWEEN.match(piece)):
+            self._begin_chunk(told[1])
+            return at + told.end()
         end = piece.find(b"\n") + 1
         if not end:
             self._line += piece
@@ -97,8 +102,7 @@ class Chunked:
             told = _CHUNK.fullmatch(line)
             if told is None:
                 raise FramingError("a chunk does not tell its size")
-            self._left = int(told[1], 16)
-            self._next = _Line.AFTER_CHUNK if self._left else _Line.TRAILER
+            self._begin_chunk(told[1])
         elif self._next is _Line.AFTER_CHUNK:
             if line:
                 raise FramingError("a chunk is longer than it told")
@@ -109,3 +113,7 @@ class Chunked:
                 raise FramingError("it has too many trailers")
         else:
             self.is_ended = True
+
+    def _begin_chunk(self, size: bytes) -> None:
+        self._left = int(size, 16)
+        self._next = _Line.AFTER_CHUNK if self._left else _Line.TRAILER

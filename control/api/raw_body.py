@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from control.api.framing import Framing
 
 _SPARE_BYTES: Final = 64 * KIB
+_MOST_AT_ONCE: Final = 256 * KIB
+_WORDY_AT_ONCE: Final = 8 * KIB
+"""Of a body that is mostly framing: it takes a hundred times longer, and the loop is there for others too."""
+_TELLING_BYTES: Final = 4 * KIB
+"""In less than that, some framing alone says nothing of the rest."""
 _HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -38,6 +43,7 @@ class RawBody:
         self._spare = memoryview(bytearray(_SPARE_BYTES))
         self._room = memoryview(b"")
         self._filled = 0
+        self._at_once = _MOST_AT_ONCE
         self._waiter: asyncio.Future[None] | None = None
         self._left = False
         self._why_broken: str | None = None
@@ -68,9 +74,10 @@ class RawBody:
         return size
 
     def leave(self) -> None:
-        """Nobody reads it any more."""
+        """The request has ended. Whoever reads the body still meets a `ConnectionError`, and no end of it."""
         self._left = True
         self._ready.clear()
+        self._wake()
         self._ending.remove_done_callback(self._is_over)
         self._ending.cancel()
         if self._framing.is_ended:
@@ -84,7 +91,8 @@ class RawBody:
 
     def get_buffer(self) -> memoryview:
         """Where to put what comes next."""
-        return self._room[self._filled :] if self._filled < len(self._room) else self._spare
+        room = self._room[self._filled :] if self._filled < len(self._room) else self._spare
+        return room[: self._at_once]
 
     def buffer_updated(self, size: int) -> None:
         """So much came."""
@@ -92,7 +100,8 @@ class RawBody:
             self._filled += self._strip(self._room[self._filled : self._filled + size])
         else:
             self._keep(self._spare[:size])
-        if self._framing.is_ended or self._ready or 0 < len(self._room) == self._filled:
+        is_enough = self._filled > 0 and (self._is_wordy or self._filled == len(self._room))
+        if self._framing.is_ended or self._ready or is_enough:
             self._wake()
 
     def connection_lost(self) -> None:
@@ -100,6 +109,8 @@ class RawBody:
         self._break("the connection broke")
 
     def _is_there(self) -> bool:
+        if self._left:
+            raise ConnectionError("its request has ended")
         if self._ready or self._framing.is_ended:
             return True
         if self._why_broken is not None:
@@ -141,17 +152,24 @@ class RawBody:
     def _keep(self, came: memoryview) -> None:
         if (size := self._strip(came)) and not self._left:
             self._ready.append(memoryview(bytes(came[:size])))
-        if self._left and self._framing.is_ended:
+        if self._left and (self._framing.is_ended or self._is_wordy):
             self._end_for_aiohttp()
+
+    @property
+    def _is_wordy(self) -> bool:
+        return self._at_once == _WORDY_AT_ONCE
 
     def _strip(self, came: memoryview) -> int:
         if self._why_broken is not None:
             return 0
         try:
-            return self._framing.strip(came)
+            size = self._framing.strip(came)
         except FramingError as error:
             self._break(str(error))
             return 0
+        if len(came) >= _TELLING_BYTES:
+            self._at_once = _WORDY_AT_ONCE if 2 * size < len(came) else _MOST_AT_ONCE
+        return size
 
     def _break(self, why: str) -> None:
         if self._why_broken is None:

@@ -41,6 +41,9 @@ class Server:
     received: list[bytes] = field(default_factory=list)
     errors: list[GlissadeError] = field(default_factory=list)
     taken_over: list[bool] = field(default_factory=list)
+    bodies: list[Body] = field(default_factory=list)
+    longest: int = 0
+    """The most that was received at once."""
     waits: asyncio.Event = field(default_factory=asyncio.Event)
     """Somebody waits for more than is there."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -48,17 +51,22 @@ class Server:
 
     async def take_in(self, request: web.Request) -> web.Response:
         body = body_of(request, stall_timeout_s=self.stall_timeout_s)
+        self.bodies.append(body)
         room = memoryview(bytearray(self.room_bytes))
         found = b""
         try:
             while len(found) < self.most_bytes and (size := await self._receive(body, room)):
                 found += bytes(room[:size])
+                self.longest = max(self.longest, size)
         except GlissadeError as error:
             self.errors.append(error)
         self.received.append(found)
         self.taken_over.append(is_taken_over(request))
         self.ended.set()
         return web.Response(text="done")
+
+    async def refuse(self, _: web.Request) -> web.Response:
+        return web.Response(status=409, text="done")
 
     async def _receive(self, body: Body, room: memoryview) -> int:
         if not await body.arrived(0.05):
@@ -72,6 +80,7 @@ async def serving(server: Server) -> AsyncIterator[web.AppRunner]:
     app = web.Application(middlewares=[watch])
     app[ADMISSION] = Admission(connections=connections)
     app.router.add_put("/body", server.take_in, expect_handler=continue_later)
+    app.router.add_put("/refused", server.refuse)
     runner = web.AppRunner(app, shutdown_timeout=0.2)
     await runner.setup()
     with socket.socket() as sock:
@@ -134,6 +143,23 @@ async def test_a_large_body_is_taken_over_whole(chunk_bytes: int | None, piece: 
     assert server.taken_over == [True]
 
 
+@pytest.mark.parametrize("most_bytes", [LARGE, 50 * KIB])
+async def test_a_body_of_tiny_chunks_is_taken_in_small_steps(most_bytes: int) -> None:
+    """Framing takes a hundred times as long as what is framed: nobody else gets a turn in a large step."""
+    data = DATA[: 300 * KIB]
+    server = Server(most_bytes=most_bytes, room_bytes=MIB)
+    async with serving(server), client(server) as (reader, writer):
+        writer.write(head(None))
+        await server.waits.wait()
+        writer.write(in_chunks(data, 1))
+        await answer(reader)
+    (found,) = server.received
+    assert data.startswith(found)
+    assert len(found) >= min(most_bytes, len(data))
+    assert server.longest < 64 * KIB
+    assert server.taken_over == [True]
+
+
 @pytest.mark.parametrize("size", [SMALL, None])
 async def test_a_connection_lives_on_after_a_small_body(size: int | None) -> None:
     server = Server()
@@ -157,6 +183,35 @@ async def test_a_body_behind_another_request_comes_by_aiohttp() -> None:
         await answer(reader)
     assert server.received == [DATA[:SMALL], DATA]
     assert server.taken_over == [False, False]
+
+
+async def test_the_tail_of_a_refused_body_is_not_taken_for_a_request() -> None:
+    """Though it looks like the head of the one that comes next."""
+    server = Server()
+    tail = head(LARGE) + bytes(300 * KIB)
+    refused = head(len(tail) + 1).replace(b"/body", b"/refused")
+    async with serving(server), client(server) as (reader, writer):
+        writer.write(refused + b"?")
+        assert (await answer(reader))[0].startswith(b"HTTP/1.1 409")
+        writer.write(tail)
+        await writer.drain()
+        writer.write(head(LARGE) + DATA)
+        assert (await answer(reader))[0].startswith(b"HTTP/1.1 200")
+    assert server.received == [DATA]
+    assert server.taken_over == [False]
+
+
+async def test_a_body_whose_request_has_ended_has_no_end() -> None:
+    """It would be taken for whole."""
+    server = Server(most_bytes=1)
+    async with serving(server), client(server) as (reader, writer):
+        writer.write(head(None))
+        await server.waits.wait()
+        writer.write(in_chunks(DATA, MIB))
+        await answer(reader)
+        (body,) = server.bodies
+        with pytest.raises(UploadBrokenError, match="its request has ended"):
+            await body.receive(memoryview(bytearray(10)))
 
 
 async def test_a_head_may_come_in_pieces() -> None:
