@@ -253,7 +253,7 @@ def _matches(parser: format_inspector.FileInspector) -> bool:
     """Also one that failed: what begins like a format counts as it, however broken it is."""
     try:
         return parser.format_match
-    except Exception:  # noqa: BLE001 - it did not get as far as to know
+    except Exception:  # noqa: BLE001 - a parser may fail here in any way; then it has not recognised anything
         return False
 
 

@@ -15,8 +15,8 @@ import pytest
 from control.api.auth import keystone as under_test
 from control.api.auth.keystone import Keystone as Asker
 from control.api.errors import AuthUnavailableError, BusyError, ForbiddenError, NotAuthenticatedError
-from control.config.settings import KeystoneSettings
 from drivers.secret import Secret
+from tests.integration.with_keystone import settings_for
 from tests.services.http_call import call
 from tests.services.processes import free_ports
 
@@ -28,24 +28,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.service("keystone")
 
 
-def settings_for(keystone: Keystone, **more: Any) -> KeystoneSettings:
-    user = keystone.service
-    return KeystoneSettings(
-        **{
-            "auth_url": keystone.auth_url,
-            "www_authenticate_uri": "https://keystone.example.com:5000/v3",
-            "user": user.name,
-            "password": Secret(user.password),
-            "project": user.project,
-            "timeout_s": 60.0,
-            **more,
-        }
-    )
-
-
 @asynccontextmanager
 async def asking(keystone: Keystone, **more: Any) -> AsyncIterator[Asker]:
-    asker = Asker(settings_for(keystone, **more))
+    uri = "https://keystone.example.com:5000/v3"
+    asker = Asker(settings_for(keystone, **{"www_authenticate_uri": uri, **more}))
     try:
         yield asker
     finally:

@@ -16,11 +16,11 @@ import pytest
 from control.api import connections
 from control.api.auth.tokens import NewToken, new_token
 from control.api.errors import StartRefusedError
-from control.config.settings import CertificateCaller, KeystoneSettings
+from control.config.settings import CertificateCaller
 from control.daemon import serve
-from drivers.secret import Secret
 from tests.fakes.steady_time import now_s
 from tests.integration.in_process import Daemon, Place, Reply, running, short_directory
+from tests.integration.with_keystone import settings_for
 from tests.services.processes import free_ports
 from tests.services.tls import make_client
 
@@ -452,14 +452,7 @@ async def test_deleting_is_recorded_before_it_happens(root: Path, caplog: pytest
 
 @pytest.mark.service("keystone")
 async def test_keystones_tokens_let_in_and_tell_projects_apart(root: Path, keystone: Keystone) -> None:
-    user = keystone.service
-    settings = KeystoneSettings(
-        auth_url=keystone.auth_url,
-        user=user.name,
-        password=Secret(user.password),
-        project=user.project,
-        timeout_s=60.0,
-    )
+    settings = settings_for(keystone)
     ours = a_token("boss", "admin")
     async with open_door(root, keystone=settings, tokens=(ours,)) as door:
         refused = await door.call("GET", "/v2/images")

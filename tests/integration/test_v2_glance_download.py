@@ -19,11 +19,10 @@ import pytest
 from bench.rivals.glance import GlanceServer, missing
 from control.api.auth.keystone import Keystone as Asker
 from control.api.errors import AuthUnavailableError
-from control.config.settings import KeystoneSettings
-from drivers.secret import Secret
 from tests.integration.images_users import User
 from tests.integration.in_process import Daemon, Place, abandoned, running, short_directory
 from tests.integration.v2_client import show, task_ended, until
+from tests.integration.with_keystone import settings_for
 from tests.services.processes import free_ports
 
 if TYPE_CHECKING:
@@ -70,14 +69,7 @@ class Service:
 def place_with(root: Path, keystone: Keystone, port: int, **more: Any) -> Place:
     """Where a daemon is that knows Keystone."""
     root.mkdir(exist_ok=True)
-    user = keystone.service
-    settings = KeystoneSettings(
-        auth_url=keystone.auth_url,
-        user=user.name,
-        password=Secret(user.password),
-        project=user.project,
-        timeout_s=60.0,
-    )
+    settings = settings_for(keystone)
     return Place(root, api={"listen": (f"127.0.0.1:{port}",), "keystone": settings}, **more)
 
 
@@ -289,14 +281,7 @@ async def test_without_keystone_it_is_not_offered(root: Path) -> None:
 
 
 async def test_a_token_that_is_no_longer_good_is_said_to_be_so(keystone: Keystone) -> None:
-    user = keystone.service
-    settings = KeystoneSettings(
-        auth_url=keystone.auth_url,
-        user=user.name,
-        password=Secret(user.password),
-        project=user.project,
-        timeout_s=60.0,
-    )
+    settings = settings_for(keystone)
     asker = Asker(settings)
     try:
         token = keystone.token(keystone.demo)

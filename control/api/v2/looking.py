@@ -265,7 +265,7 @@ class Looks:
                 found |= await self._seen({image_id}, together.projects)
             except CatalogError as error:
                 return dict.fromkeys(together.image_ids, error) | found
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - one that cannot be read is no reason to fail the others
                 found[image_id] = error
         return found
 
