@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dataplane.checkpoint import Checkpointer
     from dataplane.digests import Digest, DigestSet, HashThreads
     from dataplane.progress import Progress
-    from dataplane.store import ReadStream, WriteSession
+    from dataplane.store import Lend, ReadStream, WriteSession
     from dataplane.throttle import TokenBucket
 
 _HASH_BATCH = 2
@@ -231,12 +231,12 @@ def _check_length(total: int, max_bytes: int | None, source: str, key: str) -> N
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """The next bytes of the stream and the pool's buffer that holds them; no buffer: a hole, the data are
-    the shared zeroes.
+    """The next bytes of the stream and how to give their memory back, the pool's or lent by the stream;
+    nothing to give back: a hole, the data are the shared zeroes.
     """
 
     data: memoryview
-    buffer: memoryview | None
+    give_back: Callable[[], None] | None
 
 
 class _Chunks(Protocol):
@@ -279,8 +279,8 @@ class _Run:
 
     def give_back(self, piece: _Piece) -> None:
         """The last consumer is done with it."""
-        if piece.buffer is not None:
-            self.chunks.release(piece.buffer)
+        if piece.give_back is not None:
+            piece.give_back()
         self.leave()
         self._progress.add(len(piece.data))
 
@@ -325,7 +325,7 @@ class _Chunk:
 
     @property
     def is_hole(self) -> bool:
-        return self._piece.buffer is None
+        return self._piece.give_back is None
 
     def done(self) -> None:
         """One consumer is finished; the last one sends the chunk back."""
@@ -336,7 +336,7 @@ class _Chunk:
 
 class _Reader:
     """Turns a stream into full chunks, short only before a hole, at the end, and where a client takes its
-    time. Belongs to the pump's own task.
+    time. A stream that lends its memory makes its own. Belongs to the pump's own task.
     """
 
     def __init__(
@@ -350,6 +350,7 @@ class _Reader:
     ) -> None:
         self._stream = stream
         self._arriving = stream if isinstance(stream, ArrivingStream) else None
+        self._lend = stream.lend
         self.store = source
         self.key = stream.info.key
         self._run = run
@@ -381,6 +382,8 @@ class _Reader:
     async def _fill(self) -> _Piece | None:
         if self._ended:
             return None
+        if self._lend is not None:
+            return await self._borrow(self._lend)
         if self._arriving is not None:
             await self._arriving.arrived()
         buffer = await self._run.chunks.acquire()
@@ -388,11 +391,29 @@ class _Reader:
         try:
             if size := await self._read_until_full(buffer[: self._cuts.room(len(buffer))]):
                 await take_from_all(self._limits, size)
-                piece = _Piece(buffer[:size], buffer)
+                piece = _Piece(buffer[:size], partial(self._run.chunks.release, buffer))
         finally:
             if piece is None:
                 self._run.chunks.release(buffer)
         return piece or self._pending_hole()
+
+    async def _borrow(self, lend: Lend) -> _Piece | None:
+        pool = self._run.pool
+        async with progress_within(self._stall_timeout_s, store=self.store, key=self.key, doing="reading"):
+            lent = await lend(self._cuts.room(pool.chunk_bytes))
+        if lent.size_bytes == 0:
+            self._ended = True
+            return None
+        if lent.is_hole:
+            return _Piece(pool.zeroes[: lent.size_bytes], None)
+        piece: _Piece | None = None
+        try:
+            await take_from_all(self._limits, lent.size_bytes)
+            piece = _Piece(lent.data, lent.give_back)
+        finally:
+            if piece is None and lent.give_back is not None:
+                lent.give_back()
+        return piece
 
     async def _read_until_full(self, buffer: memoryview) -> int:
         size = 0

@@ -25,6 +25,8 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
+_NO_DATA = memoryview(b"")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectInfo:
@@ -275,6 +277,13 @@ class ReadStream(Protocol):
         """The object as it was when the stream was opened (the whole object, also for a range)."""
         ...
 
+    @property
+    def lend(self) -> Lend | None:
+        """Instead of `read_into`, in memory of the stream's own, which would be copied there; None where
+        bytes are received straight into the buffer.
+        """
+        ...
+
     async def read_into(self, buffer: memoryview) -> Filled:
         """Fill the buffer with the next bytes; may be short anywhere, 0 only at the end of the range.
 
@@ -286,6 +295,31 @@ class ReadStream(Protocol):
     async def finish(self) -> None:
         """Confirm, after the last byte, that what was read is one whole object: raises `ObjectChangedError`
         when it grew, shrank, was rewritten or replaced since it was opened (where the store can tell).
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """What `lend` did: the next `size_bytes` bytes of the object, 0 only at its end.
+
+    `data` is where the stream has them; `give_back` is called exactly once, on the loop, when nobody reads
+    them any more, also after the stream was left. A hole has neither, nor has the end.
+    """
+
+    size_bytes: int
+    is_hole: bool = False
+    data: memoryview = _NO_DATA
+    give_back: Callable[[], None] | None = None
+
+
+class Lend(Protocol):
+    """`ReadStream.lend`."""
+
+    async def __call__(self, most_bytes: int) -> Lent:
+        """The next bytes, as `read_into` would have put them into a buffer of this size; raises what it
+        raises. The stream takes more memory for as long as its caller keeps what was lent. Cancelled, nothing
+        was lent.
         """
         ...
 

@@ -237,6 +237,8 @@ class MemoryDriver:
 
 
 class _ReadStream:
+    lend = None
+
     def __init__(self, driver: MemoryDriver, info: ObjectInfo, found: _Object, options: ReadOptions) -> None:
         self.info = info
         self._driver = driver

@@ -304,6 +304,8 @@ def _digests(said: Mapping[str, Any]) -> dict[str, str]:
 class _Nothing:
     """The source of an image without bytes: a Glance answers 204 for it."""
 
+    lend = None
+
     name = _NAME
     capabilities = Capabilities(ranged_read=False, writable=False, deletable=False)
     info = ObjectInfo(key="", size_bytes=0)

@@ -69,6 +69,8 @@ class Body(Protocol):
 class BodySource:
     """A body as the source of one transfer: it can be read once, and nobody knows it before."""
 
+    lend = None
+
     def __init__(self, image_id: str, body: Body, *, size_bytes: int | None, max_bytes: int) -> None:
         self._body = body
         self._max_bytes = max_bytes

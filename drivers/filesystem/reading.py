@@ -59,6 +59,8 @@ class FileReadStream:
     costs a fifth of the CPU time, and does not push out what others have there (docs/performance.md).
     """
 
+    lend = None
+
     def __init__(
         self,
         opened: OpenFile,

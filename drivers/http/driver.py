@@ -268,6 +268,8 @@ class _HttpReadStream:
     and 0.6, `iter_chunked` 0.5 and 0.9 (medians of 3, 2 vCPUs).
     """
 
+    lend = None
+
     def __init__(
         self,
         source: HttpSource,

@@ -9,11 +9,12 @@ import mmap
 from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dataplane.errors import NotFoundError, ObjectChangedError, StoreError, TruncatedError
 from dataplane.sparse import MIN_HOLE_BYTES
-from dataplane.store import KIB, MIB, Filled
+from dataplane.store import KIB, MIB, Filled, Lent
 from drivers.rbd.aio import ImageIo, completed
 from drivers.rbd.clibrary import CephError
 from drivers.rbd.image import FAST_DIFF, Image, image_id
@@ -29,9 +30,12 @@ if TYPE_CHECKING:
 
 REQUEST_BYTES = 4 * MIB
 READ_AHEAD = 4
-"""Requests under way per stream: 16 MiB of memory; more gains nothing (docs/decisions/0041)."""
+"""Requests under way per stream; more gains nothing (docs/decisions/0041)."""
 
-_KEPT_BUFFERS = 2 * READ_AHEAD
+_MOST_BUFFERS = 8
+"""What a stream has under way and lent while it reads ahead: 32 MiB."""
+_KEPT_BUFFERS = 4 * _MOST_BUFFERS
+"""Of a store. Streams that would need more together read less far ahead."""
 _LOOK_AHEAD_OBJECTS = 8192  # whose state is asked for at once
 _ZEROES = bytes(64 * KIB)
 
@@ -41,6 +45,12 @@ class ReadBuffers:
 
     def __init__(self) -> None:
         self._free: list[ReadBuffer] = []
+        self.streams = 0
+
+    @property
+    def share(self) -> int:
+        """How many each stream may have while it reads ahead."""
+        return min(_MOST_BUFFERS, _KEPT_BUFFERS // max(1, self.streams))
 
     def take(self) -> ReadBuffer:
         return self._free.pop() if self._free else ReadBuffer()
@@ -197,13 +207,17 @@ class _Hole:
 
 @dataclass(slots=True)
 class _Request:
-    """A piece that is being read, or was: then `runs` tells where its zeroes and its data end, in turn."""
+    """A piece that is being read, or was: then `runs` tells where its zeroes and its data end, in turn.
+
+    `uses`: how many need its buffer, the stream until all of it was told, and whoever was lent some of it.
+    """
 
     start: int
     stop: int
     buffer: ReadBuffer
     answer: asyncio.Future[int]
     runs: deque[_Run] = field(default_factory=deque)
+    uses: int = 1
 
 
 @dataclass(slots=True)
@@ -216,9 +230,9 @@ class RbdReadStream:
     """One sequential read; see `dataplane.store.ReadStream`. Its fields are changed on the event loop,
     between two awaits.
 
-    What is asked for ahead lands in buffers of our own: a caller who gives up leaves no request behind that
-    would write into its memory. Objects that do not exist are not asked for, and zeroes that were stored are
-    told as holes.
+    What is asked for ahead lands in buffers of our own, which are lent: a caller who gives up leaves no
+    request behind that would write into its memory. Objects that do not exist are not asked for, and zeroes
+    that were stored are told as holes.
     """
 
     def __init__(
@@ -243,35 +257,46 @@ class RbdReadStream:
         self._data: deque[range] = deque()
         self._pieces: deque[_Hole | _Request] = deque()
         self._under_way = 0
+        self._lent_buffers = 0
         self._after_hole = False
         self._io = ImageIo(opened.image)
+        buffers.streams += 1
 
     async def read_into(self, buffer: memoryview) -> Filled:
-        if self._at == self._end or not len(buffer):
-            return Filled(0)
+        lent = await self.lend(len(buffer))
+        if lent.give_back is not None:
+            buffer[: lent.size_bytes] = lent.data
+            lent.give_back()
+        return Filled(lent.size_bytes, is_hole=lent.is_hole)
+
+    async def lend(self, most_bytes: int) -> Lent:
+        if self._at == self._end or not most_bytes:
+            return Lent(0)
         await self._ask_ahead()
         piece = self._pieces[0]
         if isinstance(piece, _Hole):
             await asyncio.sleep(0)  # A hole costs nothing, and terabytes of them must not hold the loop.
-            size = self._advance(min(len(buffer), piece.stop - self._at))
+            size = self._advance(min(most_bytes, piece.stop - self._at))
             if self._at == piece.stop:
                 self._pieces.popleft()
                 self._after_hole = True
-            return Filled(size, is_hole=True)
+            return Lent(size, is_hole=True)
         if not piece.runs:
             await self._arrived(piece)
         run = piece.runs[0]
         at = self._at - piece.start
-        size = min(len(buffer), run.stop - self._at)
-        if not run.is_hole:
-            buffer[:size] = piece.buffer.view[at : at + size]
-        self._advance(size)
+        size = self._advance(min(most_bytes, run.stop - self._at))
+        if run.is_hole:
+            lent = Lent(size, is_hole=True)
+        else:
+            piece.uses += 1
+            view = piece.buffer.view[at : at + size]
+            lent = Lent(size, data=view, give_back=partial(self._done, piece))
         if self._at == run.stop:
             piece.runs.popleft()
         if self._at == piece.stop:
-            self._pieces.popleft()
-            self._release(piece)
-        return Filled(size, is_hole=run.is_hole)
+            self._told(self._pieces.popleft())
+        return lent
 
     async def finish(self) -> None:
         await self._threads.run(self._opened.require_unchanged)
@@ -281,16 +306,15 @@ class RbdReadStream:
         await self._io.settled()
         self._io.close()
         while self._pieces:
-            piece = self._pieces.pop()
-            if isinstance(piece, _Request):
-                self._release(piece)
+            self._told(self._pieces.pop())
+        self._buffers.streams -= 1
         try:
             await self._threads.run(self._opened.close)
         finally:
             self._io.free()
 
     async def _ask_ahead(self) -> None:
-        while self._under_way < READ_AHEAD and self._asked < self._end:
+        while self._asked < self._end and (not self._pieces or self._may_ask_ahead()):
             if self._asked == self._known:
                 if self._pieces and isinstance(self._pieces[0], _Request):
                     return  # There is something to hand out; look further when it is needed.
@@ -352,9 +376,21 @@ class RbdReadStream:
         )
         self._after_hole = piece.runs[-1].is_hole
 
-    def _release(self, piece: _Request) -> None:
-        self._buffers.give_back(piece.buffer)
-        self._under_way -= 1
+    def _may_ask_ahead(self) -> bool:
+        return self._under_way < READ_AHEAD and self._under_way + self._lent_buffers < self._buffers.share
+
+    def _told(self, piece: _Hole | _Request) -> None:
+        """The stream itself is done with the piece."""
+        if isinstance(piece, _Request):
+            self._under_way -= 1
+            self._lent_buffers += 1
+            self._done(piece)
+
+    def _done(self, piece: _Request) -> None:
+        piece.uses -= 1
+        if not piece.uses:
+            self._lent_buffers -= 1
+            self._buffers.give_back(piece.buffer)
 
     def _advance(self, size: int) -> int:
         self._at += size

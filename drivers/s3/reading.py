@@ -172,6 +172,8 @@ class S3Reader:
 class S3ReadStream:
     """See `dataplane.store.ReadStream`; where the bytes come from is a function."""
 
+    lend = None
+
     def __init__(
         self,
         info: ObjectInfo,

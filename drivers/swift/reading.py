@@ -27,6 +27,8 @@ def range_header(options: ReadOptions, *, is_exact: bool) -> dict[str, str]:
 class SwiftReadStream:
     """See `dataplane.store.ReadStream`. `look` is the object as it is now."""
 
+    lend = None
+
     def __init__(
         self,
         info: ObjectInfo,

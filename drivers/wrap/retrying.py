@@ -34,6 +34,8 @@ from dataplane.store import (
     Capabilities,
     Driver,
     Filled,
+    Lend,
+    Lent,
     ObjectInfo,
     OffloadCopy,
     Offloaded,
@@ -53,9 +55,12 @@ if TYPE_CHECKING:
     from dataplane.retry import RetryPolicy
 
 T = TypeVar("T")
+Read = TypeVar("Read", Filled, Lent)
 
 log = logging.getLogger(__name__)
 
+_NOTHING_FILLED: Final = Filled(0)
+_NOTHING_LENT: Final = Lent(0)
 _LONGEST_WISH_S: Final = 60.0
 """A store that asks us to stay away longer than this (and than `longest_wait_s`) ends the tries."""
 _PROGRESS_BYTES: Final = MIB
@@ -248,35 +253,52 @@ class _RetryingStream:
         return self._info
 
     async def read_into(self, buffer: memoryview) -> Filled:
-        if self._broken is not None:
-            raise self._broken
-        try:
-            filled = await self._stream.read_into(buffer)
-        except StoreError as error:
-            filled = await self._read_on(buffer, error)
-        self._done_bytes += filled.size_bytes
-        return filled
+        return await self._step(lambda stream: stream.read_into(buffer), _NOTHING_FILLED)
+
+    @property
+    def lend(self) -> Lend | None:
+        return None if self._stream.lend is None else self._lend
+
+    async def _lend(self, most_bytes: int) -> Lent:
+        def lend(stream: ReadStream) -> Awaitable[Lent]:
+            if stream.lend is None:
+                raise RuntimeError(f"a stream of {self._reading.source.name} lends no more")
+            return stream.lend(most_bytes)
+
+        return await self._step(lend, _NOTHING_LENT)
 
     async def finish(self) -> None:
         await self._tries.call("finish", self._stream.finish)
 
-    async def _read_on(self, buffer: memoryview, error: StoreError) -> Filled:
+    async def _step(self, read: Callable[[ReadStream], Awaitable[Read]], nothing: Read) -> Read:
+        if self._broken is not None:
+            raise self._broken
+        try:
+            done = await read(self._stream)
+        except StoreError as error:
+            done = await self._read_on(read, nothing, error)
+        self._done_bytes += done.size_bytes
+        return done
+
+    async def _read_on(
+        self, read: Callable[[ReadStream], Awaitable[Read]], nothing: Read, error: StoreError
+    ) -> Read:
         """The next bytes after a break, from a new stream that begins with them; or the error that stays."""
         if not (self._tries.is_worth_it(error) and self._can_prove_sameness()):
             raise error
         if self._is_complete():
-            return Filled(0)
+            return nothing
         if self._done_bytes - self._broke_at >= _PROGRESS_BYTES:
             self._failures = 0
         self._broke_at = self._done_bytes
         is_first = True
 
-        async def again() -> Filled:
+        async def again() -> Read:
             nonlocal is_first
             if is_first:
                 is_first = False
                 raise error  # What broke counts as the first try: the wait comes before the next.
-            return await self._reopen_and_read(buffer)
+            return await self._reopen_and_read(read)
 
         already_made, self._failures = self._failures, self._failures + 1
         await self._reading.leave()
@@ -291,10 +313,10 @@ class _RetryingStream:
                 raise error from last
             raise
 
-    async def _reopen_and_read(self, buffer: memoryview) -> Filled:
+    async def _reopen_and_read(self, read: Callable[[ReadStream], Awaitable[Read]]) -> Read:
         try:
             self._stream = await self._reopen()
-            return await self._stream.read_into(buffer)
+            return await read(self._stream)
         except StoreError:
             self._failures += 1
             await self._reading.leave()

@@ -12,6 +12,8 @@ from dataplane.store import (
     Capabilities,
     Driver,
     Filled,
+    Lend,
+    Lent,
     ObjectInfo,
     OffloadCopy,
     Offloaded,
@@ -161,6 +163,19 @@ class _TracedStream:
         if not filled.is_hole and filled.size_bytes:
             self._trace.moved("read", filled.size_bytes)
         return filled
+
+    @property
+    def lend(self) -> Lend | None:
+        if (lend := self._inner.lend) is None:
+            return None
+
+        async def traced(most_bytes: int) -> Lent:
+            lent = await lend(most_bytes)
+            if not lent.is_hole and lent.size_bytes:
+                self._trace.moved("read", lent.size_bytes)
+            return lent
+
+        return traced
 
     async def finish(self) -> None:
         with self._trace.timed("finish"):

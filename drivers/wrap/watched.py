@@ -24,6 +24,8 @@ from dataplane.store import (
     Capabilities,
     Driver,
     Filled,
+    Lend,
+    Lent,
     ObjectInfo,
     OffloadCopy,
     Offloaded,
@@ -138,6 +140,19 @@ class _WatchedStream:
             self._stall_timeout_s, store=self._store, key=self.info.key, doing="reading"
         ):
             return await self._inner.read_into(buffer)
+
+    @property
+    def lend(self) -> Lend | None:
+        if (lend := self._inner.lend) is None:
+            return None
+
+        async def watched(most_bytes: int) -> Lent:
+            async with progress_within(
+                self._stall_timeout_s, store=self._store, key=self.info.key, doing="reading"
+            ):
+                return await lend(most_bytes)
+
+        return watched
 
     async def finish(self) -> None:
         await self._inner.finish()

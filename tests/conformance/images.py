@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import mmap
 import random
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataplane.store import KIB, ReadOptions, WriteOptions
 
 if TYPE_CHECKING:
-    from dataplane.store import Driver, ObjectInfo, ReadStream, Source, WriteSession
+    from dataplane.store import Driver, Lend, Lent, ObjectInfo, ReadStream, Source, WriteSession
 
 CHUNK = 64 * KIB
+_KEPT = 4
 SIZES = (0, 1, 511, 4095, 4096, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 4 * CHUNK + 17)
 
 
@@ -59,7 +61,11 @@ class ReadImage:
 
 
 async def drain(stream: ReadStream, *, chunk_bytes: int = CHUNK) -> ReadImage:
-    """Read to the end of the stream. The buffer is soiled before each read: a hole must not touch it."""
+    """Read to the end of the stream. The buffer is soiled before each read: a hole must not touch it. What is
+    lent is kept for as long as a transfer would, and then looked at again.
+    """
+    if stream.lend is not None:
+        return await _borrow(stream, stream.lend, chunk_bytes)
     buffer = chunk_buffer(chunk_bytes)
     soiled = b"\xa5" * chunk_bytes
     data = bytearray()
@@ -75,6 +81,36 @@ async def drain(stream: ReadStream, *, chunk_bytes: int = CHUNK) -> ReadImage:
             holes += filled.size_bytes
         else:
             data += buffer[: filled.size_bytes]
+
+
+async def _borrow(stream: ReadStream, lend: Lend, most_bytes: int) -> ReadImage:
+    data = bytearray()
+    holes = 0
+    kept: deque[tuple[int, Lent]] = deque()
+    ended = False
+    try:
+        while not ended:
+            lent = await lend(most_bytes)
+            ended = lent.size_bytes == 0
+            if lent.give_back is not None:
+                assert 0 < lent.size_bytes == len(lent.data) <= most_bytes
+                kept.append((len(data), lent))
+                data += lent.data
+            else:
+                data += bytes(lent.size_bytes)
+                holes += lent.size_bytes
+            if len(kept) > _KEPT:
+                _give_back(*kept.popleft(), data)
+    finally:
+        while kept:
+            _give_back(*kept.popleft(), data)
+    return ReadImage(data=bytes(data), hole_bytes=holes, info=stream.info)
+
+
+def _give_back(at: int, lent: Lent, data: bytearray) -> None:
+    assert lent.data == data[at : at + lent.size_bytes], "what was lent has changed"
+    assert lent.give_back is not None
+    lent.give_back()
 
 
 async def read_image(

@@ -36,6 +36,8 @@ class CountingSource(ForwardingSource):
 
 
 class _CountingStream:
+    lend = None
+
     def __init__(self, source: CountingSource, inner: ReadStream) -> None:
         self._source = source
         self._inner = inner

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from dataplane.store import Lent
 from drivers.wrap.forwarding import NEW_OBJECT, WHOLE, ForwardingDriver
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class FaultyDriver(ForwardingDriver):
         self.open_now = 0
         """How many reads and writes are open."""
         self.most_open = 0
+        self.lends = False
+        """Whether its streams lend what they read; `lent` counts what has not come back."""
+        self.lent = 0
 
     @property
     def capabilities(self) -> Capabilities:
@@ -142,9 +146,24 @@ class FaultyDriver(ForwardingDriver):
 
 
 class _FaultyStream:
+    """Lends what it reads where its store says so: a fault of `read_into` is one of `lend` then."""
+
     def __init__(self, store: FaultyDriver, inner: ReadStream) -> None:
         self._store = store
         self._inner = inner
+        self.lend = self._lend if store.lends else None
+
+    async def _lend(self, most_bytes: int) -> Lent:
+        memory = memoryview(bytearray(most_bytes))
+        filled = await self.read_into(memory)
+        if filled.is_hole or not filled.size_bytes:
+            return Lent(filled.size_bytes, is_hole=filled.is_hole)
+        self._store.lent += 1
+
+        def give_back() -> None:
+            self._store.lent -= 1
+
+        return Lent(filled.size_bytes, data=memory[: filled.size_bytes], give_back=give_back)
 
     @property
     def info(self) -> ObjectInfo:

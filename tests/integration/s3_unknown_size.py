@@ -55,6 +55,8 @@ class Endless:
 
 
 class _Stream:
+    lend = None
+
     def __init__(self, info: ObjectInfo, size_bytes: int) -> None:
         self.info = info
         self._left = size_bytes

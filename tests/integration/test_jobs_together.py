@@ -421,6 +421,8 @@ async def test_a_running_job_shows_who_works_on_it_and_how_far_it_is(place: Plac
 class _Failing:
     """A stream that breaks off, or does so when it is cancelled."""
 
+    lend = None
+
     def __init__(self, inner: Any, *, reading: asyncio.Event | None) -> None:
         self._inner = inner
         self._reading = reading
@@ -488,6 +490,8 @@ async def test_a_job_in_which_no_byte_moves_is_said_to_be_stalled(
 
     class Hanging:
         """A stream that stands still until the gate is open."""
+
+        lend = None
 
         def __init__(self, inner: Any) -> None:
             self._inner = inner

@@ -144,6 +144,8 @@ async def unlimit(catalog: DatabaseAddress) -> None:
 class Held:
     """A stream that ends in nothing after its first bytes."""
 
+    lend = None
+
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self._given_bytes = 0

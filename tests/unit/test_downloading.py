@@ -22,6 +22,8 @@ HOLE = 3 * CHUNK // 2
 class Stream:
     """Bytes, and a hole behind them."""
 
+    lend = None
+
     def __init__(self, data: bytes, *, hole_bytes: int = 0) -> None:
         self.info = ObjectInfo(key="image", size_bytes=len(data) + hole_bytes)
         self._data = memoryview(data)

@@ -7,7 +7,7 @@ import hashlib
 import random
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,16 +16,20 @@ from dataplane.digests import DigestSet, HashThreads
 from dataplane.errors import GlissadeError, SizeMismatchError, StalledError, StoreFullError, UnavailableError
 from dataplane.progress import Progress
 from dataplane.pump import Pumped, PumpSink, Tap, pump
-from dataplane.store import Filled, ObjectInfo, WriteMark
+from dataplane.store import Filled, Lent, ObjectInfo, WriteMark
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from dataplane.store import Lend
 
 CHUNK = 4096
 
 
 class Stream:
     """A source in memory that answers with short reads and holes, and can fail or hang at a chosen call."""
+
+    lend: Lend | None = None
 
     def __init__(
         self,
@@ -66,6 +70,31 @@ class Stream:
 
     async def finish(self) -> None:
         await asyncio.sleep(0)
+
+
+class Lending(Stream):
+    """A source with memory of its own, wiped as soon as it is given back; `out` counts what is not."""
+
+    def __init__(self, data: bytes, **how: Any) -> None:
+        super().__init__(data, **how)
+        self.lend = self._lend
+        self.out = 0
+
+    async def _lend(self, most_bytes: int) -> Lent:
+        memory = bytearray(most_bytes)
+        filled = await super().read_into(memoryview(memory))
+        if filled.is_hole or not filled.size_bytes:
+            return Lent(filled.size_bytes, is_hole=filled.is_hole)
+        self.out += 1
+
+        def give_back() -> None:
+            self.out -= 1
+            memory[:] = bytes(len(memory))
+
+        return Lent(filled.size_bytes, data=memoryview(memory)[: filled.size_bytes], give_back=give_back)
+
+    async def read_into(self, buffer: memoryview) -> Filled:
+        raise AssertionError("a stream that lends is not asked to copy")
 
 
 class Arriving(Stream):
@@ -243,6 +272,64 @@ async def test_every_byte_reaches_every_sink_and_every_digest(rig: Rig, size: in
     assert all(session.data == data for session in sessions)
     assert digests == {"md5": hashlib.md5(data).hexdigest(), "sha512": hashlib.sha512(data).hexdigest()}
     assert rig.progress.bytes_done == size
+
+
+@pytest.mark.parametrize("most", [CHUNK, 1000])
+async def test_what_a_stream_lends_is_not_copied_and_goes_back(rig: Rig, most: int) -> None:
+    data = random.Random(3).randbytes(2 * CHUNK) + bytes(3 * CHUNK) + random.Random(4).randbytes(1500)
+    slow, fast = Session(gate=asyncio.Semaphore(0)), Session()
+    stream = Lending(data, most=most, holes=[(2 * CHUNK, 3 * CHUNK)])
+    running = asyncio.create_task(rig(stream, [slow, fast]))
+    for _ in range(100):
+        await asyncio.sleep(0.001)
+    assert 1 <= stream.out <= 4  # The window holds for it too,
+    assert rig.pool.free_chunks == 4  # but no chunk is taken.
+    assert slow.gate is not None
+    for _ in range(100):
+        slow.gate.release()
+    _, digests = await running
+    assert slow.data == fast.data == data
+    assert sum(size for _, size in fast.holes) == 3 * CHUNK
+    assert digests["sha512"] == hashlib.sha512(data).hexdigest()
+    assert stream.out == 0
+
+
+async def test_what_was_lent_goes_back_however_it_ends(rig: Rig) -> None:
+    stream = Lending(bytes(20 * CHUNK))
+    with pytest.raises(StoreFullError):
+        await rig(stream, [Session(), Session(fail_at=3)])
+    assert stream.out == 0
+    stream = Lending(bytes(20 * CHUNK), fail_at=4)
+    with pytest.raises(UnavailableError):
+        await rig(stream, [Session()])
+    assert stream.out == 0
+    stream = Lending(bytes(20 * CHUNK), hang_at=4)
+    with pytest.raises(StalledError, match="source/image: no progress while reading"):
+        await rig(stream, [Session()], stall_timeout_s=0.05)
+    assert stream.out == 0
+    stream = Lending(bytes(20 * CHUNK))
+    with pytest.raises(SizeMismatchError):
+        await rig(stream, [Session()], max_bytes=3 * CHUNK)
+    assert stream.out == 0
+
+
+async def test_cancelling_at_any_moment_gives_back_what_was_lent(rig: Rig) -> None:
+    data = random.Random(4).randbytes(9 * CHUNK)
+    cancelled = 0
+    for steps in range(400):
+        stream = Lending(data, most=1500)
+        running = asyncio.create_task(rig(stream, [Session(), Session()]))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        running.cancel()
+        try:
+            await running
+        except asyncio.CancelledError:
+            cancelled += 1
+        else:
+            break
+        assert stream.out == 0
+    assert cancelled > 10
 
 
 async def test_short_reads_become_full_chunks(rig: Rig) -> None:

@@ -30,7 +30,7 @@ from tests.fakes.faulty import Fault, FaultyDriver
 from tests.fakes.http_server import HttpServer, Page
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 KEY = "an-image"
 DATA = image(300_000)
@@ -71,6 +71,14 @@ async def faulty() -> FaultyDriver:
 @pytest.fixture
 def store(faulty: FaultyDriver, naps: Naps) -> Driver:
     return retrying(faulty, POLICY, sleep=naps)
+
+
+@pytest.fixture
+def lends(faulty: FaultyDriver, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Reads are lent; all of it has come back in the end."""
+    faulty.lends = request.param
+    yield
+    assert faulty.lent == 0
 
 
 async def test_what_may_succeed_later_is_tried_again(faulty: FaultyDriver, store: Driver, naps: Naps) -> None:
@@ -145,6 +153,8 @@ async def test_a_cancelled_back_off_ends_at_once(faulty: FaultyDriver) -> None:
         await task
 
 
+@pytest.mark.usefixtures("lends")
+@pytest.mark.parametrize("lends", [False, True], ids=["filling", "lending"], indirect=True)
 class TestReading:
     @pytest.mark.parametrize("call", ["open_read", "read_into", "finish"])
     async def test_survives_a_break_at_any_call(self, faulty: FaultyDriver, store: Driver, call: str) -> None:
