@@ -1,4 +1,4 @@
-"""Where image bytes live while they pass through: page-aligned chunks of one mapping under one budget.
+"""Where image bytes live while they pass through: page-aligned chunks under one budget.
 
 An empty pool is the only backpressure there is: a reader takes a chunk before it asks the source for bytes,
 and the chunk comes back when the slowest consumer is done with it. Memory is the budget, whatever the size
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-import os
 from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -26,8 +25,8 @@ DEFAULT_CHUNK_BYTES = 4 * MIB
 class BufferPool:
     """A fixed number of equal chunks, handed out first come, first served.
 
-    The mapping is a memfd, so that a helper process can share it without a copy. Shared state: the free
-    list and the queue of waiters, touched only by plain code on the event loop.
+    Each is a mapping of its own, so that one can be left to whoever still reads it (`release`). Shared state:
+    the free list and the queue of waiters, touched only by plain code on the event loop.
     """
 
     def __init__(self, *, budget_bytes: int, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> None:
@@ -42,12 +41,7 @@ class BufferPool:
         self.chunk_bytes = chunk_bytes
         self.chunk_count = count
         self._users = 0
-        self.fd = os.memfd_create("glissade-chunks", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, count * chunk_bytes)
-        whole = memoryview(mmap.mmap(self.fd, count * chunk_bytes))
-        self._free: deque[memoryview] = deque(
-            whole[at : at + chunk_bytes] for at in range(0, count * chunk_bytes, chunk_bytes)
-        )
+        self._free: deque[memoryview] = deque(self._new_chunk() for _ in range(count))
         self._waiters: deque[asyncio.Future[memoryview]] = deque()
         self.inbound = Allowance(self, most=max(1, count // 2))
         """For what clients send: however many they are and however slow, the other half is for the rest."""
@@ -104,8 +98,12 @@ class BufferPool:
                     self._waiters.remove(waiter)
             raise
 
-    def release(self, chunk: memoryview) -> None:
-        """Give a chunk back; the longest waiter gets it."""
+    def release(self, chunk: memoryview, *, reuse: bool = True) -> None:
+        """Give a chunk back; the longest waiter gets it. Without `reuse` a new one takes its place: somebody
+        still reads the old one, whose memory goes with the last view of it.
+        """
+        if not reuse:
+            chunk = self._new_chunk()
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -118,7 +116,9 @@ class BufferPool:
         if len(self._free) != self.chunk_count:
             raise RuntimeError(f"{self.chunk_count - len(self._free)} chunks are still in use")
         self._free.clear()
-        os.close(self.fd)
+
+    def _new_chunk(self) -> memoryview:
+        return memoryview(mmap.mmap(-1, self.chunk_bytes))
 
 
 class Allowance:
@@ -164,7 +164,7 @@ class Allowance:
             return None
         return await self.acquire()
 
-    def release(self, chunk: memoryview) -> None:
-        """Give a chunk back that came from here."""
-        self._pool.release(chunk)
+    def release(self, chunk: memoryview, *, reuse: bool = True) -> None:
+        """As `BufferPool.release`, of a chunk that came from here."""
+        self._pool.release(chunk, reuse=reuse)
         self._left.release()

@@ -43,6 +43,7 @@ class Opened:
             abandon=self.leave,
             limits=self.destination.limits,
             depth=self.destination.store.capabilities.write_depth,
+            reads_on=self.destination.store.capabilities.reads_on,
             start=self.start,
         )
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dataplane.checkpoint import Checkpointer
     from dataplane.digests import Digest, DigestSet, HashThreads
     from dataplane.progress import Progress
-    from dataplane.store import Lend, ReadStream, WriteSession
+    from dataplane.store import GiveBack, Lend, ReadStream, WriteSession
     from dataplane.throttle import TokenBucket
 
 _HASH_BATCH = 2
@@ -80,8 +80,9 @@ class ArrivingStream(Protocol):
 class PumpSink:
     """A destination session as the pump sees it.
 
-    `depth` is how many writes may be under way at once, `start` how many bytes the session has from before.
-    `abandon` is awaited once when writing has failed and the others go on: it leaves the session.
+    `depth` is how many writes may be under way at once, `reads_on` what `Capabilities.reads_on` is, `start`
+    how many bytes the session has from before. `abandon` is awaited once when writing has failed and the
+    others go on: it leaves the session.
     """
 
     store: str
@@ -90,6 +91,7 @@ class PumpSink:
     abandon: Callable[[GlissadeError], Awaitable[None]]
     limits: Sequence[TokenBucket] = ()
     depth: int = 1
+    reads_on: bool = False
     start: int = 0
 
 
@@ -236,7 +238,7 @@ class _Piece:
     """
 
     data: memoryview
-    give_back: Callable[[], None] | None
+    give_back: GiveBack | None
 
 
 class _Chunks(Protocol):
@@ -249,7 +251,7 @@ class _Chunks(Protocol):
 
     async def acquire(self) -> memoryview: ...
 
-    def release(self, chunk: memoryview) -> None: ...
+    def release(self, chunk: memoryview, *, reuse: bool = True) -> None: ...
 
 
 class _Run:
@@ -277,10 +279,10 @@ class _Run:
         self._held -= 1
         self._came_back.set()
 
-    def give_back(self, piece: _Piece) -> None:
+    def give_back(self, piece: _Piece, *, reuse: bool) -> None:
         """The last consumer is done with it."""
         if piece.give_back is not None:
-            piece.give_back()
+            piece.give_back(reuse=reuse)
         self.leave()
         self._progress.add(len(piece.data))
 
@@ -308,14 +310,17 @@ class _Cuts:
 
 
 class _Chunk:
-    """One piece on its way, and the number of consumers that still need it."""
+    """One piece on its way, the number of consumers that still need it, and whether one that failed may go on
+    reading it.
+    """
 
-    __slots__ = ("_piece", "_run", "_uses", "end")
+    __slots__ = ("_piece", "_run", "_uses", "end", "is_read_on")
 
     def __init__(self, run: _Run, piece: _Piece, at: int, *, uses: int) -> None:
         self._run = run
         self._piece = piece
         self._uses = uses
+        self.is_read_on = False
         self.end = at + len(piece.data)
         """The byte of the object after its last one."""
 
@@ -331,7 +336,7 @@ class _Chunk:
         """One consumer is finished; the last one sends the chunk back."""
         self._uses -= 1
         if self._uses == 0:
-            self._run.give_back(self._piece)
+            self._run.give_back(self._piece, reuse=not self.is_read_on)
 
 
 class _Reader:
@@ -530,8 +535,14 @@ class _Writer(_Lane):
 
     async def _write(self, chunk: _Chunk) -> None:
         sink = self.sink
-        async with progress_within(self._stall_timeout_s, store=sink.store, key=sink.key, doing="writing"):
-            await sink.session.write(chunk.data, is_hole=chunk.is_hole)
+        try:
+            async with progress_within(
+                self._stall_timeout_s, store=sink.store, key=sink.key, doing="writing"
+            ):
+                await sink.session.write(chunk.data, is_hole=chunk.is_hole)
+        except BaseException:
+            chunk.is_read_on |= sink.reads_on
+            raise
         fail_point(Arrow.COPYING)
 
     def _is_mark_due(self) -> bool:

@@ -228,8 +228,10 @@ class Capabilities:
 
     `origin` is what a destination of the same kind needs to offload from this store; only drivers of that
     kind understand it (isinstance). `write_depth`: how many calls of a session's `write` may be under way at
-    once. `survey`: how to list what lies there; None where that cannot be done. `vet`: raises
-    `SourceRefusedError` for a key that will not be read whatever lies there; None where there is none such.
+    once. `reads_on`: a `write` that fails or is cancelled may leave the store reading the data; whoever owns
+    that memory uses it for nothing else then. `survey`: how to list what lies there; None where that cannot
+    be done. `vet`: raises `SourceRefusedError` for a key that will not be read whatever lies there; None
+    where there is none such.
     """
 
     copy_from: OffloadCopy | None = None
@@ -239,6 +241,7 @@ class Capabilities:
     writable: bool = True
     deletable: bool = True
     write_depth: int = 1
+    reads_on: bool = False
     survey: Survey | None = None
     vet: Callable[[str], Awaitable[None]] | None = None
 
@@ -303,14 +306,21 @@ class ReadStream(Protocol):
 class Lent:
     """What `lend` did: the next `size_bytes` bytes of the object, 0 only at its end.
 
-    `data` is where the stream has them; `give_back` is called exactly once, on the loop, when nobody reads
-    them any more, also after the stream was left. A hole has neither, nor has the end.
+    `data` is where the stream has them. `give_back` is called exactly once, on the loop, when they are needed
+    no more, also after the stream was left; without `reuse` somebody still reads them, and that memory is
+    used for nothing else. A hole has neither, nor has the end.
     """
 
     size_bytes: int
     is_hole: bool = False
     data: memoryview = _NO_DATA
-    give_back: Callable[[], None] | None = None
+    give_back: GiveBack | None = None
+
+
+class GiveBack(Protocol):
+    """`Lent.give_back`."""
+
+    def __call__(self, *, reuse: bool = True) -> None: ...
 
 
 class Lend(Protocol):
@@ -332,7 +342,7 @@ class WriteSession(Protocol):
     async def write(self, data: memoryview, *, is_hole: bool = False) -> None:
         """Append. On return the data was consumed and the buffer may be reused. With `is_hole` the data are
         zeroes that a sparse store need not store. After an error or cancellation only leaving the
-        session is allowed.
+        session is allowed; whether the data are still read then says `Capabilities.reads_on`.
 
         Up to `Capabilities.write_depth` calls may be under way at once: each takes its place in the object
         before it first awaits anything, so the order of starting is the order of the bytes, and none waits

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from drivers.rbd.clibrary import ADDRESS, HANDLE, INT, SIZE, UINT64, CephError, checked
@@ -29,15 +31,28 @@ _aio_write = librbd.call("rbd_aio_write", HANDLE, UINT64, SIZE, ADDRESS, HANDLE)
 _aio_read = librbd.call("rbd_aio_read", HANDLE, UINT64, SIZE, ADDRESS, HANDLE)
 
 
+@dataclass(slots=True)
+class _Request:
+    """Until it is done it keeps the memory that it is written from."""
+
+    future: asyncio.Future[int]
+    memory: object
+    clock: asyncio.TimerHandle | None
+
+
 class ImageIo:
     """Belongs to one session or stream on one event loop. When all is `settled`, `close` comes before the
-    image is closed, and `free` after.
+    image is closed, and `free` after. A future that is cancelled ends no request.
     """
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, asyncio.Future[int]] = {}
+        self._under_way: dict[int, _Request] = {}
+        self._all_done = asyncio.Event()
+        self._all_done.set()
+        self.has_failed = False
+        """Whether a request failed, also one that nobody waits for any more."""
         self._events = (ctypes.c_void_p * _MOST_EVENTS)()
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
@@ -47,19 +62,20 @@ class ImageIo:
             raise
         self._loop.add_reader(self._fd, self._on_events)
 
-    def write(self, data: memoryview, offset: int) -> asyncio.Future[int]:
-        """Begin to write contiguous bytes; librbd copies them before this returns."""
-        source: object
+    def write(self, data: memoryview, offset: int, timeout_s: float) -> asyncio.Future[int]:
+        """Begin to write contiguous bytes, which librbd reads until the request is done, whoever waits for
+        it. After `timeout_s` the future says ETIMEDOUT, and the request may go on for longer.
+        """
+        memory: object
         if data.readonly:
-            source = copy = data.tobytes()
+            memory = copy = data.tobytes()
             address = ctypes.cast(ctypes.c_char_p(copy), ctypes.c_void_p).value
         else:
-            source = here = ctypes.c_char.from_buffer(data)
+            memory = here = ctypes.c_char.from_buffer(data)
             address = ctypes.addressof(here)
         completion = self._completion()
         answer = _aio_write(self._image.handle, offset, data.nbytes, address, completion)
-        del source
-        return self._begun(completion, answer, "writing")
+        return self._begun(completion, answer, "writing", memory=memory, timeout_s=timeout_s)
 
     def read(self, address: int, size_bytes: int, offset: int) -> asyncio.Future[int]:
         """Begin to read into memory that stays where it is until the future is done."""
@@ -69,8 +85,7 @@ class ImageIo:
 
     async def settled(self) -> None:
         """Wait until no request is under way."""
-        while pending := [future for future in self._waiting.values() if not future.done()]:
-            await asyncio.wait(pending)
+        await self._all_done.wait()
 
     def close(self) -> None:
         """Stop listening."""
@@ -85,12 +100,22 @@ class ImageIo:
         checked(_create_completion(None, None, ctypes.byref(completion)), f"preparing {self._image.name}")
         return completion
 
-    def _begun(self, completion: ctypes.c_void_p, answer: int, doing: str) -> asyncio.Future[int]:
+    def _begun(
+        self,
+        completion: ctypes.c_void_p,
+        answer: int,
+        doing: str,
+        *,
+        memory: object = None,
+        timeout_s: float | None = None,
+    ) -> asyncio.Future[int]:
         if answer < 0:
             _release(completion)
             raise CephError(-answer, f"{doing} {self._image.name}")
         future: asyncio.Future[int] = self._loop.create_future()
-        self._waiting[completion.value or 0] = future
+        clock = None if timeout_s is None else self._loop.call_later(timeout_s, _time_out, future)
+        self._under_way[completion.value or 0] = _Request(future, memory, clock)
+        self._all_done.clear()
         return future
 
     def _on_events(self) -> None:
@@ -100,14 +125,19 @@ class ImageIo:
             return
         # A request is there to be fetched before it rings: this may be the late ring of one that was, and the
         # image may be closed by now. While any is waited for, it is open.
-        while self._waiting:
+        while self._under_way:
             count = _poll_io_events(self._image.handle, self._events, _MOST_EVENTS)
             for completion in self._events[: max(0, count)]:
                 answer = _return_value(completion)
                 _release(completion)
-                future = self._waiting.pop(completion or 0)
-                if not future.done():
-                    future.set_result(answer)
+                request = self._under_way.pop(completion or 0)
+                self.has_failed |= answer < 0
+                if request.clock is not None:
+                    request.clock.cancel()
+                if not request.future.done():
+                    request.future.set_result(answer)
+            if not self._under_way:
+                self._all_done.set()
             if count < _MOST_EVENTS:
                 return
 
@@ -115,3 +145,8 @@ class ImageIo:
 async def completed(request: asyncio.Future[int], doing: str) -> int:
     """Wait for a request. When cancelled it goes on, and `settled` waits for it. Raises `CephError`."""
     return checked(await asyncio.shield(request), doing)
+
+
+def _time_out(future: asyncio.Future[int]) -> None:
+    if not future.done():
+        future.set_result(-errno.ETIMEDOUT)

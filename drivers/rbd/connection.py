@@ -48,13 +48,16 @@ class Connection:
 
     def __init__(self, store: str, config: RbdConfig, options: StoreOptions) -> None:
         self.store = store
+        self.request_timeout_s = float(max(1, math.floor(_OSD_SHARE * options.stall_timeout_s)))
         self._config = config
         self._settings = {
             "client_mount_timeout": str(math.ceil(options.connect_timeout_s)),
             "rados_mon_op_timeout": str(math.ceil(options.connect_timeout_s)),
-            "rados_osd_op_timeout": str(max(1, math.floor(_OSD_SHARE * options.stall_timeout_s))),
+            "rados_osd_op_timeout": str(round(self.request_timeout_s)),
             # No cache: what is acknowledged is on the OSDs, and what is read comes from there.
             "rbd_cache": "false",
+            # Writes are sent from the caller's memory (docs/decisions/0073).
+            "rbd_disable_zero_copy_writes": "false",
             "admin_socket": "",  # That is for daemons, and in a place where we may not write.
         }
         self._lock = threading.Lock()

@@ -67,7 +67,7 @@ class RbdDriver:
         self._connection = Connection(name, config, options)
         self._threads = BlockingThreads(f"rbd-{name}", threads=_THREADS)
         self._buffers = ReadBuffers()
-        self._leaving = Leaving(name)
+        self._leaving = Leaving(name, patience_s=options.stall_timeout_s)
         self._sessions: dict[str, RbdWriteSession] = {}
         writable = not options.read_only
         self.capabilities = Capabilities(
@@ -78,6 +78,7 @@ class RbdDriver:
             writable=writable,
             deletable=writable and options.allow_delete,
             write_depth=WRITE_DEPTH,
+            reads_on=True,
             survey=RbdSurvey(name, self._connection, self._threads),
         )
 
@@ -123,6 +124,7 @@ class RbdDriver:
                 size_bytes=options.size_bytes,
                 resumed_at=0 if options.resume is None else options.resume.size_bytes,
                 thin=self._config.thin_provisioning,
+                timeout_s=self._connection.request_timeout_s,
                 threads=self._threads,
                 describe=self._describe_made,
             )
@@ -145,7 +147,7 @@ class RbdDriver:
         name = attempt_name(self.name, new_image_name(self.name, key), attempt)
         session = self._sessions.get(name)
         if session is not None:
-            await session.revoke()
+            await session.revoke(_RELEASE_S)
         give_up = asyncio.get_running_loop().time() + _RELEASE_S
         made_object: bool | None = None
         while True:

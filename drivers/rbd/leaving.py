@@ -16,11 +16,19 @@ log = logging.getLogger(__name__)
 
 
 class Leaving:
-    """What is being closed. Every part of it ends by itself: requests have time-outs."""
+    """What is being closed. Nearly every part of it ends by itself, as requests have time-outs; a write whose
+    OSD neither answers nor is called dead by the monitors ends with either.
+    """
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, *, patience_s: float) -> None:
         self._store = store
+        self._patience_s = patience_s
         self._under_way: set[asyncio.Task[None]] = set()
+
+    @property
+    def under_way(self) -> int:
+        """How many are being closed."""
+        return len(self._under_way)
 
     async def leave(self, closing: Coroutine[Any, Any, None]) -> None:
         """Wait for the closing. When cancelled, wait a little longer, and then let it go on alone: a cluster
@@ -41,9 +49,20 @@ class Leaving:
             raise
 
     async def aclose(self) -> None:
-        """Wait for everything."""
+        """Wait for everything, as long as the patience lasts while nothing ends. What is left open then is
+        closed by the cluster, when this process has ended.
+        """
         while self._under_way:
-            await asyncio.wait(self._under_way)
+            ended, _ = await asyncio.wait(
+                self._under_way, timeout=self._patience_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not ended:
+                log.warning(
+                    "%s: the cluster does not answer; %d images are left open until this process ends",
+                    self._store,
+                    len(self._under_way),
+                )
+                return
 
     @staticmethod
     async def _wait_a_little(task: asyncio.Task[None]) -> None:

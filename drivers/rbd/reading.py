@@ -209,7 +209,8 @@ class _Hole:
 class _Request:
     """A piece that is being read, or was: then `runs` tells where its zeroes and its data end, in turn.
 
-    `uses`: how many need its buffer, the stream until all of it was told, and whoever was lent some of it.
+    `uses`: how many need its buffer, the stream until all of it was told, and whoever was lent some of it;
+    `is_read_on`: somebody goes on reading it after that.
     """
 
     start: int
@@ -218,6 +219,7 @@ class _Request:
     answer: asyncio.Future[int]
     runs: deque[_Run] = field(default_factory=deque)
     uses: int = 1
+    is_read_on: bool = False
 
 
 @dataclass(slots=True)
@@ -386,11 +388,13 @@ class RbdReadStream:
             self._lent_buffers += 1
             self._done(piece)
 
-    def _done(self, piece: _Request) -> None:
+    def _done(self, piece: _Request, *, reuse: bool = True) -> None:
         piece.uses -= 1
+        piece.is_read_on |= not reuse
         if not piece.uses:
             self._lent_buffers -= 1
-            self._buffers.give_back(piece.buffer)
+            if not piece.is_read_on:
+                self._buffers.give_back(piece.buffer)
 
     def _advance(self, size: int) -> int:
         self._at += size

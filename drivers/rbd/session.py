@@ -29,8 +29,9 @@ class RbdWriteSession:
     """One image being written; see `dataplane.store.WriteSession`. Its fields are changed on the event loop,
     between two awaits.
 
-    librbd copies what it is given before `write` awaits anything (docs/decisions/0041), so a write that is
-    cancelled returns at once, however long the cluster takes; only leaving waits for it.
+    librbd sends from the memory it is given (docs/decisions/0073). A write that is cancelled, or takes longer
+    than `timeout_s`, returns at once all the same, and that memory is read on for as long as the cluster
+    takes; only leaving waits for it.
 
     An image of unknown size grows ahead of the data by doubling, and is cut on commit: each growth costs a
     round trip.
@@ -43,18 +44,20 @@ class RbdWriteSession:
         size_bytes: int | None,
         resumed_at: int,
         thin: bool,
+        timeout_s: float,
         threads: BlockingThreads,
         describe: Callable[[AttemptImage, int], ObjectInfo],
     ) -> None:
         self._attempt = attempt
         self._size_bytes = size_bytes
         self._thin = thin
+        self._timeout_s = timeout_s
         self._threads = threads
         self._describe = describe
         self._at = resumed_at
         self._room = resumed_at if size_bytes is None else size_bytes
         self._unsure: set[int] = set()  # Where writes began that have not returned.
-        self._may_still_land = False
+        self._has_failed = False
         self._revoked = False
         self._growing = asyncio.Lock()
         self._finishing = asyncio.Lock()
@@ -74,14 +77,15 @@ class RbdWriteSession:
             if end > self._room:
                 await self._grow(end)
                 self._require_ours()
-            await completed(self._io.write(view, at), f"writing at {at}")
+            await completed(self._io.write(view, at, self._timeout_s), f"writing at {at}")
         except CephError as error:
-            self._may_still_land = True
+            self._has_failed = True
             raise await self._threads.run(self._attempt.error, error) from error
         self._unsure.discard(at)
 
     async def checkpoint(self) -> WriteMark | None:
-        if self._may_still_land or self._revoked or not self._attempt.is_resumable:
+        # What failed may still be done later: nobody goes on with such an image.
+        if self._has_failed or self._io.has_failed or self._revoked or not self._attempt.is_resumable:
             return None
         # Without a cache every acknowledged write is on the OSDs already.
         size = min(self._unsure, default=self._at)
@@ -105,11 +109,17 @@ class RbdWriteSession:
             self._attempt.accepted = True
             return info
 
-    async def revoke(self) -> None:
-        """The attempt is being cleared: let go of its image."""
+    async def revoke(self, within_s: float) -> None:
+        """The attempt is being cleared: let go of its image. Where the cluster does not end its writes within
+        this time it stays open, as if somebody else had it.
+        """
         async with self._finishing:
             self._revoked = True
-            await self._io.settled()
+            try:
+                async with asyncio.timeout(within_s):
+                    await self._io.settled()
+            except TimeoutError:
+                return
             async with self._growing:  # An image that is closed while a thread uses it ends the process.
                 await self._threads.run(self._attempt.close_image)
 

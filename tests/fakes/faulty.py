@@ -160,7 +160,7 @@ class _FaultyStream:
             return Lent(filled.size_bytes, is_hole=filled.is_hole)
         self._store.lent += 1
 
-        def give_back() -> None:
+        def give_back(*, reuse: bool = True) -> None:
             self._store.lent -= 1
 
         return Lent(filled.size_bytes, data=memory[: filled.size_bytes], give_back=give_back)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from control.jobs.cleaning import PATIENCE_S
+from dataplane.buffers import BufferPool
+from dataplane.digests import HashThreads
 from dataplane.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -43,13 +45,18 @@ from dataplane.store import (
     WriteMark,
     WriteOptions,
 )
+from dataplane.terms import Destination, Engine
+from dataplane.transfer import transfer
 from drivers.location import parse_location
+from drivers.memory import MemoryConfig, MemoryDriver
 from drivers.options import RetryOptions, StoreOptions
 from drivers.rbd.clibrary import CephError
 from drivers.rbd.config import RbdConfig
 from drivers.rbd.names import attempt_name, new_image_name
 from drivers.rbd.removing import set_aside
 from drivers.registry import build_store
+from drivers.wrap.forwarding import NEW_OBJECT, ForwardingDriver
+from drivers.wrap.watched import watched
 from tests.conformance.images import chunk_buffer, drain, feed, image, read_image, write_image
 from tests.fakes.steady_time import now_s
 from tests.integration.clearing import until_cleared
@@ -59,8 +66,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
     from pathlib import Path
 
+    from dataplane.store import WriteSession
     from drivers.rbd.driver import RbdDriver
     from drivers.rbd.image import Image
+    from drivers.rbd.leaving import Leaving
     from tests.services.ceph import Ceph
 
 pytestmark = [pytest.mark.service("ceph"), pytest.mark.timeout(400)]
@@ -215,7 +224,7 @@ async def test_several_writes_are_under_way_at_once(ceph: Ceph) -> None:
                 for piece in pieces:
                     group.create_task(session.write(piece))
                 await asyncio.sleep(0)
-                assert len(session._io._waiting) == len(pieces), "librbd has all of them"
+                assert len(session._io._under_way) == len(pieces), "librbd has all of them"
             await session.commit()
         assert (await read_image(driver, KEY, chunk_bytes=MIB)).data == data
 
@@ -877,6 +886,79 @@ async def test_a_transfer_is_cancelled_while_the_osd_hangs(ceph: Ceph) -> None:
             ceph.thaw_osd()
         assert not await driver.clear_attempt(KEY, "one", keep_object=False)
     assert listed(ceph) == set()
+
+
+async def test_what_a_hanging_write_sends_from_is_used_for_nothing_else(ceph: Ceph) -> None:
+    """The transfer ends, the pool is whole again, and closing the store does not wait for the OSD."""
+    data = image(32 * MIB)
+    source = MemoryDriver("source", MemoryConfig(), StoreOptions())
+    await write_image(source, KEY, data, chunk_bytes=4 * MIB)
+    pool = BufferPool(budget_bytes=64 * MIB)
+    hashing = HashThreads()
+    given: list[memoryview] = []
+    leaving: Leaving | None = None
+    try:
+        async with store(ceph, HASTY) as driver:
+            leaving = driver._leaving
+            slow = _Freezing(watched(driver, HASTY.stall_timeout_s), ceph, given)
+            begun = now_s()
+            with pytest.raises(UnavailableError):
+                await transfer(
+                    source,
+                    KEY,
+                    [Destination(store=slow, key=KEY, attempt="one")],
+                    engine=Engine(pool=pool, hashing=hashing, stall_timeout_s=HASTY.stall_timeout_s),
+                    digests=["sha256"],
+                )
+            assert now_s() - begun < 4 * HASTY.stall_timeout_s + BUSY_MACHINE_S
+            assert leaving.under_way, "the OSD has not answered"
+            assert pool.free_chunks == pool.chunk_count
+            free = [await pool.acquire() for _ in range(pool.chunk_count)]
+            for chunk in free:
+                chunk[:4096] = b"\xff" * 4096
+            hanging = [bytes(view[:4096]) for view in given[-4:]]
+            assert all(piece in data for piece in hanging)
+            for chunk in free:
+                pool.release(chunk)
+        assert leaving.under_way, "nobody waits for ever"
+    finally:
+        ceph.thaw_osd()
+        # A lone OSD that stood still for longer than its lease serves nobody until it peers anew.
+        ceph.ceph("osd", "down", "0")
+        hashing.close()
+    end = now_s() + 120
+    while leaving.under_way:
+        assert now_s() < end
+        await leaving.aclose()
+    async with store(ceph) as driver:
+        await _until_usable(driver)
+        assert not await until_cleared(driver, KEY, "one")
+    pool.close()
+    assert listed(ceph) == set()
+
+
+class _Freezing(ForwardingDriver):
+    """Its OSD hangs from the fifth write on; tells what was written."""
+
+    def __init__(self, inner: Driver, ceph: Ceph, given: list[memoryview]) -> None:
+        super().__init__(inner)
+        self._ceph = ceph
+        self._given = given
+
+    @asynccontextmanager
+    async def open_write(self, key: str, options: WriteOptions = NEW_OBJECT) -> AsyncIterator[WriteSession]:
+        async with super().open_write(key, options) as session:
+            write = session.write
+
+            async def freezing(data: memoryview, *, is_hole: bool = False) -> None:
+                self._given.append(data)
+                if len(self._given) == 5:
+                    self._ceph.freeze_osd()
+                await write(data, is_hole=is_hole)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(session, "write", freezing)
+                yield session
 
 
 async def test_a_reader_is_cancelled_while_the_osd_hangs(ceph: Ceph) -> None:

@@ -87,9 +87,10 @@ class Lending(Stream):
             return Lent(filled.size_bytes, is_hole=filled.is_hole)
         self.out += 1
 
-        def give_back() -> None:
+        def give_back(*, reuse: bool = True) -> None:
             self.out -= 1
-            memory[:] = bytes(len(memory))
+            if reuse:
+                memory[:] = bytes(len(memory))
 
         return Lent(filled.size_bytes, data=memoryview(memory)[: filled.size_bytes], give_back=give_back)
 
@@ -208,6 +209,25 @@ class DeepSession(Session):
             self.under_way -= 1
 
 
+class ReadingOn(DeepSession):
+    """A destination that goes on reading what it was given when a write has failed or was cancelled."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        self.still_read: list[tuple[memoryview, bytes]] = []
+        self.hangs = asyncio.Event()
+
+    async def write(self, data: memoryview, *, is_hole: bool = False) -> None:
+        try:
+            await super().write(data, is_hole=is_hole)
+            if self.writes >= 6:
+                self.hangs.set()
+                await asyncio.Event().wait()
+        except BaseException:
+            self.still_read.append((data, bytes(data)))
+            raise
+
+
 @dataclass
 class Rig:
     """A pump with everything at hand."""
@@ -238,6 +258,7 @@ class Rig:
                 session=session,
                 abandon=session.abandon,
                 depth=depth if isinstance(session, DeepSession) else 1,
+                reads_on=isinstance(session, ReadingOn),
             )
             for number, session in enumerate(sessions)
         ]
@@ -541,6 +562,41 @@ async def test_cancelling_at_any_step_leaves_no_write_under_way(rig: Rig) -> Non
             await task
         assert deep.under_way == 0
         assert rig.pool.free_chunks == 4
+
+
+@pytest.mark.parametrize("lends", [False, True], ids=["pool", "lent"])
+@pytest.mark.parametrize("how", ["cancelled", "stalled", "failed", "dropped"])
+async def test_what_a_store_reads_on_is_used_for_nothing_else(rig: Rig, how: str, *, lends: bool) -> None:
+    data = random.Random(9).randbytes(20 * CHUNK)
+    deep, plain = ReadingOn(fail_at=5 if how in ("failed", "dropped") else None), Session()
+    stream = (Lending if lends else Stream)(data)
+    task = asyncio.create_task(
+        rig(
+            stream,
+            [deep, plain],
+            depth=3,
+            stall_timeout_s=0.2 if how == "stalled" else 30,
+            all_must_succeed=how != "dropped",
+        )
+    )
+    if how == "cancelled":
+        await deep.hangs.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    elif how == "dropped":
+        await task
+        assert plain.data == data
+    else:
+        with pytest.raises(StalledError if how == "stalled" else StoreFullError):
+            await task
+    chunks = [await rig.pool.acquire() for _ in range(4)]  # As many as before,
+    for chunk in chunks:
+        chunk[:] = b"\xff" * CHUNK
+    assert deep.still_read
+    assert all(view == was for view, was in deep.still_read)  # but others.
+    for chunk in chunks:
+        rig.pool.release(chunk)
 
 
 async def test_a_client_that_sends_nothing_holds_no_chunk(rig: Rig) -> None:
