@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from drivers.rbd.leaving import Leaving
 
 REQUEST_BYTES = 4 * MIB
-READ_AHEAD = 4
+READ_AHEAD = 6
 """Requests under way per stream; more gains nothing (docs/decisions/0041)."""
 
 _MOST_BUFFERS = 8
