@@ -281,9 +281,9 @@ class _Run:
 
     def give_back(self, piece: _Piece, *, reuse: bool) -> None:
         """The last consumer is done with it."""
+        self.leave()
         if piece.give_back is not None:
             piece.give_back(reuse=reuse)
-        self.leave()
         self._progress.add(len(piece.data))
 
 

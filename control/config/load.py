@@ -34,6 +34,8 @@ T = TypeVar("T")
 SECTIONS: Final = ("node", "api", "catalog", "jobs", "images", "import", "stores")
 _LONGEST_SOCKET_PATH = 107  # sizeof(sun_path) - 1: https://man7.org/linux/man-pages/man7/unix.7.html
 _LEAST_CHUNKS = 4
+_MOST_CHUNKS = 32768
+"""Each is a mapping, of which Linux gives a process 65530 (vm.max_map_count)."""
 _POSTGRES = ("postgresql://", "postgresql+asyncpg://")
 
 
@@ -113,6 +115,12 @@ def _check_node(reader: Reader, node: NodeSettings) -> None:
             ("node", "buffer_budget"),
             f"must hold at least {_LEAST_CHUNKS} chunks of node.chunk",
             "raise node.buffer_budget or lower node.chunk",
+        )
+    if node.buffer_budget_bytes > _MOST_CHUNKS * node.chunk_bytes:
+        reader.report(
+            ("node", "buffer_budget"),
+            f"must hold at most {_MOST_CHUNKS} chunks of node.chunk",
+            "raise node.chunk or lower node.buffer_budget",
         )
 
 

@@ -19,6 +19,9 @@ from drivers.rbd.image import librbd
 if TYPE_CHECKING:
     from drivers.rbd.image import Image
 
+_SENT_FROM: dict[int, object] = {}
+"""The memory of writes under way, in the whole process: librbd reads it also when their loop has ended."""
+
 _EVENTFD = 2
 _MOST_EVENTS = 64
 
@@ -33,10 +36,7 @@ _aio_read = librbd.call("rbd_aio_read", HANDLE, UINT64, SIZE, ADDRESS, HANDLE)
 
 @dataclass(slots=True)
 class _Request:
-    """Until it is done it keeps the memory that it is written from."""
-
     future: asyncio.Future[int]
-    memory: object
     clock: asyncio.TimerHandle | None
 
 
@@ -114,7 +114,9 @@ class ImageIo:
             raise CephError(-answer, f"{doing} {self._image.name}")
         future: asyncio.Future[int] = self._loop.create_future()
         clock = None if timeout_s is None else self._loop.call_later(timeout_s, _time_out, future)
-        self._under_way[completion.value or 0] = _Request(future, memory, clock)
+        self._under_way[completion.value or 0] = _Request(future, clock)
+        if memory is not None:
+            _SENT_FROM[completion.value or 0] = memory
         self._all_done.clear()
         return future
 
@@ -129,8 +131,9 @@ class ImageIo:
             count = _poll_io_events(self._image.handle, self._events, _MOST_EVENTS)
             for completion in self._events[: max(0, count)]:
                 answer = _return_value(completion)
-                _release(completion)
                 request = self._under_way.pop(completion or 0)
+                _SENT_FROM.pop(completion or 0, None)
+                _release(completion)
                 self.has_failed |= answer < 0
                 if request.clock is not None:
                     request.clock.cancel()

@@ -12,6 +12,7 @@ from dataplane.errors import (
     ObjectInUseError,
     StoreError,
     StoreFullError,
+    UnavailableError,
 )
 from dataplane.store import Capabilities, Driver, ObjectInfo, ReadOptions, StoreSpace, WriteOptions
 from drivers.blocking import BlockingThreads
@@ -43,6 +44,8 @@ _THREADS = 16
 _PROBE = ".glissade.probe"
 """The same for everybody, so that what a killed daemon left of it goes with the next probe."""
 
+_MOST_LEFT_ALONE = 4
+"""Unfinished images that hang before the store takes no more: each may keep 32 MiB and a connection."""
 _RELEASE_S = 5.0
 """How long to wait for the last user of what is cleared: it is in nobody's way meanwhile."""
 _FORGOTTEN_S = 35.0
@@ -67,7 +70,7 @@ class RbdDriver:
         self._connection = Connection(name, config, options)
         self._threads = BlockingThreads(f"rbd-{name}", threads=_THREADS)
         self._buffers = ReadBuffers()
-        self._leaving = Leaving(name, patience_s=options.stall_timeout_s)
+        self._leaving = Leaving(name)
         self._sessions: dict[str, RbdWriteSession] = {}
         writable = not options.read_only
         self.capabilities = Capabilities(
@@ -112,6 +115,7 @@ class RbdDriver:
         self, key: str, options: WriteOptions = _DEFAULT_WRITE
     ) -> AsyncIterator[RbdWriteSession]:
         self._check_writable(key)
+        self._check_not_stuck(key)
         attempt = self._attempt(key, options.attempt)
         session: RbdWriteSession | None = None
         try:
@@ -274,6 +278,17 @@ class RbdDriver:
     def _check_writable(self, key: str) -> None:
         new_image_name(self.name, key)
         self._check_not_read_only(key)
+
+    def _check_not_stuck(self, key: str) -> None:
+        """What hangs keeps memory and a connection: only so much of it."""
+        if self._leaving.left_alone >= _MOST_LEFT_ALONE:
+            raise UnavailableError(
+                f"{self.name}/{key}: {self._leaving.left_alone} images of this store are still being closed,"
+                " because OSDs do not answer.",
+                store=self.name,
+                key=key,
+                hint="Check the cluster: `ceph -s`, `ceph health detail`.",
+            )
 
     def _check_not_read_only(self, key: str) -> None:
         check_not_read_only(self.name, key, self._options)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 _GRACE_S = 2.0
 """How long a cancelled leaving may still take before it goes on behind the caller's back."""
 
+_LAST_WAIT_S = 10.0
+"""How long a store waits for it when it is closed; a daemon that stops has little more."""
+
 log = logging.getLogger(__name__)
 
 
@@ -20,15 +23,15 @@ class Leaving:
     OSD neither answers nor is called dead by the monitors ends with either.
     """
 
-    def __init__(self, store: str, *, patience_s: float) -> None:
+    def __init__(self, store: str) -> None:
         self._store = store
-        self._patience_s = patience_s
         self._under_way: set[asyncio.Task[None]] = set()
+        self._left_alone: set[asyncio.Task[None]] = set()
 
     @property
-    def under_way(self) -> int:
-        """How many are being closed."""
-        return len(self._under_way)
+    def left_alone(self) -> int:
+        """How many are being closed that nobody waits for any more."""
+        return len(self._left_alone)
 
     async def leave(self, closing: Coroutine[Any, Any, None]) -> None:
         """Wait for the closing. When cancelled, wait a little longer, and then let it go on alone: a cluster
@@ -43,26 +46,25 @@ class Leaving:
             await self._wait_a_little(task)
             if not task.done():
                 log.warning("%s: the cluster does not answer; closing an image goes on", self._store)
+                self._left_alone.add(task)
+                task.add_done_callback(self._left_alone.discard)
                 task.add_done_callback(self._tell)
             elif not task.cancelled():
                 task.exception()  # Seen: cancellation is what the caller hears about.
             raise
 
     async def aclose(self) -> None:
-        """Wait for everything, as long as the patience lasts while nothing ends. What is left open then is
-        closed by the cluster, when this process has ended.
+        """Wait for everything, but not for ever. What is left open then is closed by the cluster, when this
+        process has ended.
         """
-        while self._under_way:
-            ended, _ = await asyncio.wait(
-                self._under_way, timeout=self._patience_s, return_when=asyncio.FIRST_COMPLETED
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=_LAST_WAIT_S)
+        if self._under_way:
+            log.warning(
+                "%s: the cluster does not answer; %d images are left open until this process ends",
+                self._store,
+                len(self._under_way),
             )
-            if not ended:
-                log.warning(
-                    "%s: the cluster does not answer; %d images are left open until this process ends",
-                    self._store,
-                    len(self._under_way),
-                )
-                return
 
     @staticmethod
     async def _wait_a_little(task: asyncio.Task[None]) -> None:

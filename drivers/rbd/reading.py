@@ -30,12 +30,15 @@ if TYPE_CHECKING:
 
 REQUEST_BYTES = 4 * MIB
 READ_AHEAD = 6
-"""Requests under way per stream; more gains nothing (docs/decisions/0041)."""
+"""Requests under way per stream; more gains nothing (docs/decisions/0073)."""
 
 _MOST_BUFFERS = 8
-"""What a stream has under way and lent while it reads ahead: 32 MiB."""
-_KEPT_BUFFERS = 4 * _MOST_BUFFERS
-"""Of a store. Streams that would need more together read less far ahead."""
+"""What a stream has under way and lent while it reads as far ahead: 32 MiB."""
+_ALWAYS_AHEAD = 2
+"""What it has under way whatever was lent, and whatever other streams have."""
+_MOST_OF_A_STORE = 32
+_KEPT_BUFFERS = 8
+"""Of those that nobody uses, for the next stream."""
 _LOOK_AHEAD_OBJECTS = 8192  # whose state is asked for at once
 _ZEROES = bytes(64 * KIB)
 
@@ -45,18 +48,17 @@ class ReadBuffers:
 
     def __init__(self) -> None:
         self._free: list[ReadBuffer] = []
-        self.streams = 0
-
-    @property
-    def share(self) -> int:
-        """How many each stream may have while it reads ahead."""
-        return min(_MOST_BUFFERS, _KEPT_BUFFERS // max(1, self.streams))
+        self.out = 0
+        """How many are in use."""
 
     def take(self) -> ReadBuffer:
+        self.out += 1
         return self._free.pop() if self._free else ReadBuffer()
 
-    def give_back(self, buffer: ReadBuffer) -> None:
-        if len(self._free) < _KEPT_BUFFERS:
+    def give_back(self, buffer: ReadBuffer, *, reuse: bool) -> None:
+        """Without `reuse` its memory goes with its last reader."""
+        self.out -= 1
+        if reuse and len(self._free) < _KEPT_BUFFERS:
             self._free.append(buffer)
 
 
@@ -262,7 +264,6 @@ class RbdReadStream:
         self._lent_buffers = 0
         self._after_hole = False
         self._io = ImageIo(opened.image)
-        buffers.streams += 1
 
     async def read_into(self, buffer: memoryview) -> Filled:
         lent = await self.lend(len(buffer))
@@ -309,7 +310,6 @@ class RbdReadStream:
         self._io.close()
         while self._pieces:
             self._told(self._pieces.pop())
-        self._buffers.streams -= 1
         try:
             await self._threads.run(self._opened.close)
         finally:
@@ -339,7 +339,7 @@ class RbdReadStream:
         try:
             answer = self._io.read(buffer.address, stop - self._asked, self._asked)
         except CephError:
-            self._buffers.give_back(buffer)
+            self._buffers.give_back(buffer, reuse=True)
             raise
         self._pieces.append(_Request(self._asked, stop, buffer, answer))
         self._under_way += 1
@@ -379,7 +379,12 @@ class RbdReadStream:
         self._after_hole = piece.runs[-1].is_hole
 
     def _may_ask_ahead(self) -> bool:
-        return self._under_way < READ_AHEAD and self._under_way + self._lent_buffers < self._buffers.share
+        if self._under_way < _ALWAYS_AHEAD:
+            return True
+        has_room = (
+            self._under_way + self._lent_buffers < _MOST_BUFFERS and self._buffers.out < _MOST_OF_A_STORE
+        )
+        return has_room and self._under_way < READ_AHEAD
 
     def _told(self, piece: _Hole | _Request) -> None:
         """The stream itself is done with the piece."""
@@ -393,8 +398,7 @@ class RbdReadStream:
         piece.is_read_on |= not reuse
         if not piece.uses:
             self._lent_buffers -= 1
-            if not piece.is_read_on:
-                self._buffers.give_back(piece.buffer)
+            self._buffers.give_back(piece.buffer, reuse=not piece.is_read_on)
 
     def _advance(self, size: int) -> int:
         self._at += size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING
 
 from dataplane.errors import SizeMismatchError
@@ -136,9 +137,18 @@ class RbdWriteSession:
         async with self._growing:
             if end <= self._room:
                 return
+            await self._writes_done()
             room = max(end, _FIRST_GROWTH, self._room + min(self._room, _LARGEST_GROWTH))
             await self._threads.run(self._attempt.image.resize, room)
             self._room = room
+
+    async def _writes_done(self) -> None:
+        """librbd resizes when no write is under way, and the thread that waits for it cannot be cancelled."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._io.settled()
+        except TimeoutError:
+            raise CephError(errno.ETIMEDOUT, f"waiting for the writes into {self._attempt.name}") from None
 
     def _require_ours(self) -> None:
         if self._revoked:

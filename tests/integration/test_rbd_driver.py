@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
+import gc
 import json
 import os
 import signal
@@ -12,9 +14,9 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -45,6 +47,7 @@ from dataplane.store import (
     WriteMark,
     WriteOptions,
 )
+from dataplane.tasks import joint_tasks
 from dataplane.terms import Destination, Engine
 from dataplane.transfer import transfer
 from drivers.location import parse_location
@@ -268,6 +271,29 @@ async def test_only_what_is_stored_is_asked_for(ceph: Ceph, monkeypatch: pytest.
                 found += filled
         assert found == size
         assert sum(asked) <= 2 * driver._config.chunk_bytes
+
+
+async def test_streams_together_read_less_far_ahead(ceph: Ceph) -> None:
+    """Readers that stop after their first bytes, as slow clients do, do not keep more and more memory."""
+    data = image(64 * MIB)
+    async with store(ceph, StoreOptions(concurrency=24)) as driver, AsyncExitStack() as stack:
+        await write_image(driver, KEY, data, chunk_bytes=4 * MIB)
+        streams = [await stack.enter_async_context(driver.open_read(KEY)) for _ in range(12)]
+        small = chunk_buffer(KIB)
+        for stream in streams:
+            await stream.read_into(small)
+        used = driver._buffers.out
+        assert 24 <= used <= 32 + 2 * 12
+        assert (await read_image(driver, KEY, chunk_bytes=4 * MIB)).data == data
+        lent = [await streams[0].lend(4 * MIB) for _ in range(14)]  # The caller's own affair; no deadlock.
+        assert all(piece.size_bytes for piece in lent)
+        for number, piece in enumerate(lent):
+            assert piece.give_back is not None
+            piece.give_back(reuse=number % 2 == 0)
+        assert driver._buffers.out <= used + 2
+        await stack.aclose()
+        assert driver._buffers.out == 0
+        assert len(driver._buffers._free) <= 8
 
 
 async def test_what_is_read_is_the_snapshot(ceph: Ceph) -> None:
@@ -890,17 +916,18 @@ async def test_a_transfer_is_cancelled_while_the_osd_hangs(ceph: Ceph) -> None:
 
 async def test_what_a_hanging_write_sends_from_is_used_for_nothing_else(ceph: Ceph) -> None:
     """The transfer ends, the pool is whole again, and closing the store does not wait for the OSD."""
+    from drivers.rbd.aio import _SENT_FROM
+
     data = image(32 * MIB)
     source = MemoryDriver("source", MemoryConfig(), StoreOptions())
     await write_image(source, KEY, data, chunk_bytes=4 * MIB)
     pool = BufferPool(budget_bytes=64 * MIB)
     hashing = HashThreads()
-    given: list[memoryview] = []
     leaving: Leaving | None = None
-    try:
+    with thawed_in_the_end(ceph):
         async with store(ceph, HASTY) as driver:
             leaving = driver._leaving
-            slow = _Freezing(watched(driver, HASTY.stall_timeout_s), ceph, given)
+            slow = _Freezing(watched(driver, HASTY.stall_timeout_s), ceph)
             begun = now_s()
             with pytest.raises(UnavailableError):
                 await transfer(
@@ -911,25 +938,21 @@ async def test_what_a_hanging_write_sends_from_is_used_for_nothing_else(ceph: Ce
                     digests=["sha256"],
                 )
             assert now_s() - begun < 4 * HASTY.stall_timeout_s + BUSY_MACHINE_S
-            assert leaving.under_way, "the OSD has not answered"
+            assert leaving.left_alone == 1, "the OSD has not answered"
             assert pool.free_chunks == pool.chunk_count
             free = [await pool.acquire() for _ in range(pool.chunk_count)]
             for chunk in free:
                 chunk[:4096] = b"\xff" * 4096
-            hanging = [bytes(view[:4096]) for view in given[-4:]]
-            assert all(piece in data for piece in hanging)
+            gc.collect()
+            sent_from = [cast("ctypes.c_char", memory) for memory in _SENT_FROM.values()]
+            assert sent_from, "what is to be sent is kept, and as it was"
+            assert all(ctypes.string_at(ctypes.addressof(memory), 4096) in data for memory in sent_from)
             for chunk in free:
                 pool.release(chunk)
-        assert leaving.under_way, "nobody waits for ever"
-    finally:
-        ceph.thaw_osd()
-        # A lone OSD that stood still for longer than its lease serves nobody until it peers anew.
-        ceph.ceph("osd", "down", "0")
-        hashing.close()
-    end = now_s() + 120
-    while leaving.under_way:
-        assert now_s() < end
-        await leaving.aclose()
+        assert leaving.left_alone == 1, "nobody waits for ever"
+    hashing.close()
+    await _until_left(leaving)
+    assert not _SENT_FROM
     async with store(ceph) as driver:
         await _until_usable(driver)
         assert not await until_cleared(driver, KEY, "one")
@@ -937,13 +960,71 @@ async def test_what_a_hanging_write_sends_from_is_used_for_nothing_else(ceph: Ce
     assert listed(ceph) == set()
 
 
-class _Freezing(ForwardingDriver):
-    """Its OSD hangs from the fifth write on; tells what was written."""
+async def test_an_image_that_grows_while_the_osd_hangs_is_a_typed_error(ceph: Ceph) -> None:
+    """Resizing waits for the writes under way, in a thread that cannot be cancelled."""
+    data = image(4 * MIB)
+    async with store(ceph, HASTY) as bare:
+        driver = watched(bare, HASTY.stall_timeout_s)
+        with thawed_in_the_end(ceph):
+            begun = now_s()
+            with pytest.raises(UnavailableError):  # noqa: PT012 - it fails inside the session
+                async with driver.open_write(KEY, WriteOptions(attempt="one")) as session:
+                    await session.write(memoryview(bytearray(data)))
+                    ceph.freeze_osd()
+                    begun = now_s()
+                    async with joint_tasks() as group:
+                        for _ in range(8):  # There is room for three of them.
+                            group.create_task(session.write(memoryview(bytearray(data))))
+            assert now_s() - begun < 3 * HASTY.stall_timeout_s + BUSY_MACHINE_S
+        await _until_left(bare._leaving)
+        await _until_usable(driver)
+        assert not await until_cleared(driver, KEY, "one")
+    assert listed(ceph) == set()
 
-    def __init__(self, inner: Driver, ceph: Ceph, given: list[memoryview]) -> None:
+
+async def test_a_store_in_which_images_hang_takes_no_more(
+    ceph: Ceph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drivers.rbd.driver._MOST_LEFT_ALONE", 1)
+    async with store(ceph, HASTY) as bare:
+        driver = watched(bare, HASTY.stall_timeout_s)
+        with thawed_in_the_end(ceph):
+            with pytest.raises(UnavailableError):  # noqa: PT012 - it fails inside the session
+                async with driver.open_write(KEY, WriteOptions(size_bytes=8 * MIB, attempt="one")) as session:
+                    ceph.freeze_osd()
+                    await session.write(memoryview(bytearray(image(4 * MIB))))
+            with pytest.raises(UnavailableError, match="1 images of this store are still being closed"):
+                await driver.open_write(OTHER_KEY).__aenter__()
+        await _until_left(bare._leaving)
+        await _until_usable(driver)
+        await write_image(driver, OTHER_KEY, DATA)
+        assert not await until_cleared(driver, KEY, "one")
+
+
+@contextmanager
+def thawed_in_the_end(ceph: Ceph) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        ceph.thaw_osd()
+        # A lone OSD that stood still for longer than its lease serves nobody until it peers anew.
+        ceph.ceph("osd", "down", "0")
+
+
+async def _until_left(leaving: Leaving) -> None:
+    end = now_s() + 120
+    while leaving.left_alone:
+        assert now_s() < end
+        await leaving.aclose()
+
+
+class _Freezing(ForwardingDriver):
+    """Its OSD hangs from the fifth write on."""
+
+    def __init__(self, inner: Driver, ceph: Ceph) -> None:
         super().__init__(inner)
         self._ceph = ceph
-        self._given = given
+        self._writes = 0
 
     @asynccontextmanager
     async def open_write(self, key: str, options: WriteOptions = NEW_OBJECT) -> AsyncIterator[WriteSession]:
@@ -951,8 +1032,8 @@ class _Freezing(ForwardingDriver):
             write = session.write
 
             async def freezing(data: memoryview, *, is_hole: bool = False) -> None:
-                self._given.append(data)
-                if len(self._given) == 5:
+                self._writes += 1
+                if self._writes == 5:
                     self._ceph.freeze_osd()
                 await write(data, is_hole=is_hole)
 

@@ -386,6 +386,13 @@ MISTAKES = {
             "raise node.buffer_budget or lower node.chunk"
         ),
     ),
+    "too many chunks": (
+        '[node]\nchunk = "256K"\nbuffer_budget = "64G"',
+        (
+            "node.buffer_budget: must hold at most 32768 chunks of node.chunk; "
+            "raise node.chunk or lower node.buffer_budget"
+        ),
+    ),
     "rate": (
         '[node]\nrate_limit = "fast"',
         "node.rate_limit: 'fast' is no rate: write bytes per second as 800K, 10M, 1.5G, or off for no limit",
