@@ -37,6 +37,7 @@ _MOST_BUFFERS = 8
 _ALWAYS_AHEAD = 2
 """What it has under way whatever was lent, and whatever other streams have."""
 _MOST_OF_A_STORE = 32
+"""What all streams of a store have together while any reads further ahead than that: 128 MiB."""
 _KEPT_BUFFERS = 8
 """Of those that nobody uses, for the next stream."""
 _LOOK_AHEAD_OBJECTS = 8192  # whose state is asked for at once

@@ -965,17 +965,22 @@ async def test_an_image_that_grows_while_the_osd_hangs_is_a_typed_error(ceph: Ce
     data = image(4 * MIB)
     async with store(ceph, HASTY) as bare:
         driver = watched(bare, HASTY.stall_timeout_s)
+        frozen_at = 0.0
+
+        async def grow() -> None:
+            nonlocal frozen_at
+            async with driver.open_write(KEY, WriteOptions(attempt="one")) as session:
+                await session.write(memoryview(bytearray(data)))
+                ceph.freeze_osd()
+                frozen_at = now_s()
+                async with joint_tasks() as group:
+                    for _ in range(8):  # There is room for three of them.
+                        group.create_task(session.write(memoryview(bytearray(data))))
+
         with thawed_in_the_end(ceph):
-            begun = now_s()
-            with pytest.raises(UnavailableError):  # noqa: PT012 - it fails inside the session
-                async with driver.open_write(KEY, WriteOptions(attempt="one")) as session:
-                    await session.write(memoryview(bytearray(data)))
-                    ceph.freeze_osd()
-                    begun = now_s()
-                    async with joint_tasks() as group:
-                        for _ in range(8):  # There is room for three of them.
-                            group.create_task(session.write(memoryview(bytearray(data))))
-            assert now_s() - begun < 3 * HASTY.stall_timeout_s + BUSY_MACHINE_S
+            with pytest.raises(UnavailableError):
+                await grow()
+            assert now_s() - frozen_at < 3 * HASTY.stall_timeout_s + BUSY_MACHINE_S
         await _until_left(bare._leaving)
         await _until_usable(driver)
         assert not await until_cleared(driver, KEY, "one")
@@ -988,11 +993,15 @@ async def test_a_store_in_which_images_hang_takes_no_more(
     monkeypatch.setattr("drivers.rbd.driver._MOST_LEFT_ALONE", 1)
     async with store(ceph, HASTY) as bare:
         driver = watched(bare, HASTY.stall_timeout_s)
+
+        async def hang() -> None:
+            async with driver.open_write(KEY, WriteOptions(size_bytes=8 * MIB, attempt="one")) as session:
+                ceph.freeze_osd()
+                await session.write(memoryview(bytearray(image(4 * MIB))))
+
         with thawed_in_the_end(ceph):
-            with pytest.raises(UnavailableError):  # noqa: PT012 - it fails inside the session
-                async with driver.open_write(KEY, WriteOptions(size_bytes=8 * MIB, attempt="one")) as session:
-                    ceph.freeze_osd()
-                    await session.write(memoryview(bytearray(image(4 * MIB))))
+            with pytest.raises(UnavailableError):
+                await hang()
             with pytest.raises(UnavailableError, match="1 images of this store are still being closed"):
                 await driver.open_write(OTHER_KEY).__aenter__()
         await _until_left(bare._leaving)
