@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dataplane.store import MIB
 from drivers.rbd.clibrary import ADDRESS, HANDLE, INT, SIZE, UINT64, CephError, checked
 from drivers.rbd.image import librbd
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 _SENT_FROM: dict[int, object] = {}
 """The memory of writes under way, in the whole process: librbd reads it also when their loop has ended."""
+
+_READ_BYTES = 2 * MIB
+"""What is asked of an OSD at once: what its CPU's second cache, and ours, holds (docs/decisions/0074)."""
 
 _EVENTFD = 2
 _MOST_EVENTS = 64
@@ -36,8 +40,24 @@ _aio_read = librbd.call("rbd_aio_read", HANDLE, UINT64, SIZE, ADDRESS, HANDLE)
 
 @dataclass(slots=True)
 class _Request:
+    """`left`: how many parts of it are under way; `answer`: the bytes of those that are done, or an error."""
+
     future: asyncio.Future[int]
-    clock: asyncio.TimerHandle | None
+    clock: asyncio.TimerHandle | None = None
+    left: int = 1
+    answer: int = 0
+
+    def done(self, answer: int) -> None:
+        """A part of it is done."""
+        self.left -= 1
+        if self.answer >= 0:
+            self.answer = answer if answer < 0 else self.answer + answer
+        if self.left:
+            return
+        if self.clock is not None:
+            self.clock.cancel()
+        if not self.future.done():
+            self.future.set_result(self.answer)
 
 
 class ImageIo:
@@ -75,13 +95,30 @@ class ImageIo:
             address = ctypes.addressof(here)
         completion = self._completion()
         answer = _aio_write(self._image.handle, offset, data.nbytes, address, completion)
-        return self._begun(completion, answer, "writing", memory=memory, timeout_s=timeout_s)
+        if answer < 0:
+            _release(completion)
+            raise CephError(-answer, f"writing {self._image.name}")
+        _SENT_FROM[completion.value or 0] = memory
+        request = self._begun(_Request(self._loop.create_future()), completion)
+        request.clock = self._loop.call_later(timeout_s, _time_out, request.future)
+        return request.future
 
     def read(self, address: int, size_bytes: int, offset: int) -> asyncio.Future[int]:
-        """Begin to read into memory that stays where it is until the future is done."""
-        completion = self._completion()
-        answer = _aio_read(self._image.handle, offset, size_bytes, address, completion)
-        return self._begun(completion, answer, "reading")
+        """Begin to read at least one byte, into memory that stays where it is until the future is done: that
+        tells how many bytes came, or an error number below 0, when nothing writes there any more.
+        """
+        parts = range(0, size_bytes, _READ_BYTES)
+        request = _Request(self._loop.create_future(), left=len(parts))
+        for at in parts:
+            part_bytes = min(_READ_BYTES, size_bytes - at)
+            completion = self._completion()
+            answer = _aio_read(self._image.handle, offset + at, part_bytes, address + at, completion)
+            if answer < 0:
+                _release(completion)
+                request.done(answer)
+            else:
+                self._begun(request, completion)
+        return request.future
 
     async def settled(self) -> None:
         """Wait until no request is under way."""
@@ -100,25 +137,10 @@ class ImageIo:
         checked(_create_completion(None, None, ctypes.byref(completion)), f"preparing {self._image.name}")
         return completion
 
-    def _begun(
-        self,
-        completion: ctypes.c_void_p,
-        answer: int,
-        doing: str,
-        *,
-        memory: object = None,
-        timeout_s: float | None = None,
-    ) -> asyncio.Future[int]:
-        if answer < 0:
-            _release(completion)
-            raise CephError(-answer, f"{doing} {self._image.name}")
-        future: asyncio.Future[int] = self._loop.create_future()
-        clock = None if timeout_s is None else self._loop.call_later(timeout_s, _time_out, future)
-        self._under_way[completion.value or 0] = _Request(future, clock)
-        if memory is not None:
-            _SENT_FROM[completion.value or 0] = memory
+    def _begun(self, request: _Request, completion: ctypes.c_void_p) -> _Request:
+        self._under_way[completion.value or 0] = request
         self._all_done.clear()
-        return future
+        return request
 
     def _on_events(self) -> None:
         try:
@@ -135,10 +157,7 @@ class ImageIo:
                 _SENT_FROM.pop(completion or 0, None)
                 _release(completion)
                 self.has_failed |= answer < 0
-                if request.clock is not None:
-                    request.clock.cancel()
-                if not request.future.done():
-                    request.future.set_result(answer)
+                request.done(answer)
             if not self._under_way:
                 self._all_done.set()
             if count < _MOST_EVENTS:
@@ -147,7 +166,7 @@ class ImageIo:
 
 async def completed(request: asyncio.Future[int], doing: str) -> int:
     """Wait for a request. When cancelled it goes on, and `settled` waits for it. Raises `CephError`."""
-    return checked(await asyncio.shield(request), doing)
+    return checked(request.result() if request.done() else await asyncio.shield(request), doing)
 
 
 def _time_out(future: asyncio.Future[int]) -> None:

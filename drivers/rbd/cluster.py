@@ -49,6 +49,7 @@ _exec = _librados.call("rados_exec", HANDLE, TEXT, TEXT, TEXT, TEXT, SIZE, ADDRE
 
 _CREATE_EXCLUSIVE = 1
 _PAUSE_S = 0.002
+_LARGEST_ANSWER = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +159,7 @@ class Pool:
 
     def read_object(self, name: str) -> bytes | None:
         """The first 4 KiB of an object, None when there is none."""
-        buffer = ctypes.create_string_buffer(4096)
+        buffer = ctypes.create_string_buffer(_LARGEST_ANSWER)
         try:
             size = checked(_read(self.handle, name.encode(), buffer, len(buffer), 0), f"reading {name}")
         except CephError as error:
@@ -187,12 +188,20 @@ class Pool:
         if answer != -errno.ENOENT:
             checked(answer, f"removing {name}")
 
-    def execute(self, name: str, class_name: str, method: str, data: bytes) -> None:
-        """Call a method of an object class."""
+    def execute(self, name: str, class_name: str, method: str, data: bytes) -> bytes:
+        """Call a method of an object class; returns its answer. Raises ERANGE for one of more than 4 KiB."""
+        buffer = ctypes.create_string_buffer(_LARGEST_ANSWER)
         answer = _exec(
-            self.handle, name.encode(), class_name.encode(), method.encode(), data, len(data), None, 0
+            self.handle,
+            name.encode(),
+            class_name.encode(),
+            method.encode(),
+            data,
+            len(data),
+            buffer,
+            len(buffer),
         )
-        checked(answer, f"{method} on {name}")
+        return buffer.raw[: checked(answer, f"{method} on {name}")]
 
     def space(self) -> PoolSpace:
         """Raises `CephError` (ENOENT: the pool is gone)."""

@@ -247,6 +247,23 @@ def image_id(pool: Pool, name: str) -> str | None:
     return data[4 : 4 + size].decode()
 
 
+def has_snapshot(pool: Pool, found_id: str, snapshot_id: int) -> bool:
+    """Whether the image of this id still has the snapshot, and not only in its trash. One request; opening
+    the image takes several. Ceph never gives the number of a snapshot to another one.
+    """
+    try:
+        answer = pool.execute(
+            f"rbd_header.{found_id}", "rbd", "snapshot_get", snapshot_id.to_bytes(8, "little")
+        )
+    except CephError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise
+    # cls_rbd_types.h: SnapshotInfo is a header of 6 bytes, the number in 8, and the namespace: again 6, the
+    # kind in 4.
+    return int.from_bytes(answer[20:24], "little") != _SNAPSHOT_IN_TRASH
+
+
 def image_names(pool: Pool) -> set[str]:
     return set(listed_images(pool))
 

@@ -17,7 +17,7 @@ from dataplane.sparse import MIN_HOLE_BYTES
 from dataplane.store import KIB, MIB, Filled, Lent
 from drivers.rbd.aio import ImageIo, completed
 from drivers.rbd.clibrary import CephError
-from drivers.rbd.image import FAST_DIFF, Image, image_id
+from drivers.rbd.image import FAST_DIFF, Image, has_snapshot, image_id
 from drivers.rbd.names import image_name
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from dataplane.store import ObjectInfo, ReadOptions
     from drivers.blocking import BlockingThreads
+    from drivers.rbd.cluster import Pool
     from drivers.rbd.connection import Connection, Holder
     from drivers.rbd.leaving import Leaving
 
@@ -68,6 +69,7 @@ class ReadBuffer:
 
     def __init__(self) -> None:
         memory = mmap.mmap(-1, REQUEST_BYTES)
+        memory.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(memory)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
@@ -123,20 +125,14 @@ class OpenImage:
         """Raises `ObjectChangedError` when the image is gone or another one now. While its snapshot is there
         its data are; what a deleted image would have said is zeroes.
         """
-        pool = self._held.pool
-        found = ""
         try:
-            if image_id(pool, self._name.image) is not None:
-                again = Image(pool, self._name.image, snapshot=self._name.snapshot)
-                try:
-                    found = self._identity(again)
-                finally:
-                    again.close()
+            found = self._identity_now(self._held.pool)
         except CephError as error:
             if error.errno != errno.ENOENT:
                 raise self.error(error) from error
+            found = "nothing"
         if found != self.identity:
-            raise self.changed(found or "nothing")
+            raise self.changed(found)
 
     def data_ranges(self, start: int, stop: int) -> list[range]:
         try:
@@ -168,6 +164,21 @@ class OpenImage:
         if self._name.snapshot is None:
             return f"{image.image_id}:{image.modified}"
         return f"{image.image_id}:{image.snapshots()[self._name.snapshot]}"
+
+    def _identity_now(self, pool: Pool) -> str:
+        """What opening the image again would say; with a snapshot two requests tell that. Raises ENOENT."""
+        if self._name.snapshot is not None:
+            found_id = image_id(pool, self._name.image)
+            snapshot_id = int(self.identity.rpartition(":")[2])
+            if found_id is None:
+                return "nothing"
+            has_it = has_snapshot(pool, found_id, snapshot_id)
+            return f"{found_id}:{snapshot_id}" if has_it else f"{found_id} without that snapshot"
+        again = Image(pool, self._name.image)
+        try:
+            return self._identity(again)
+        finally:
+            again.close()
 
     @property
     def _held(self) -> Holder:
@@ -322,10 +333,7 @@ class RbdReadStream:
                 if self._pieces and isinstance(self._pieces[0], _Request):
                     return  # There is something to hand out; look further when it is needed.
                 await self._look_ahead()
-            try:
-                self._ask_next()
-            except CephError as error:
-                raise await self._threads.run(self._opened.error, error) from error
+            self._ask_next()
 
     def _ask_next(self) -> None:
         """Append the next piece: a hole up to the next data, or a request."""
@@ -337,11 +345,7 @@ class RbdReadStream:
         # Requests end at multiples of their size, and so never reach into two objects needlessly.
         stop = min(data.stop, self._asked - self._asked % REQUEST_BYTES + REQUEST_BYTES)
         buffer = self._buffers.take()
-        try:
-            answer = self._io.read(buffer.address, stop - self._asked, self._asked)
-        except CephError:
-            self._buffers.give_back(buffer, reuse=True)
-            raise
+        answer = self._io.read(buffer.address, stop - self._asked, self._asked)
         self._pieces.append(_Request(self._asked, stop, buffer, answer))
         self._under_way += 1
         self._asked = stop
@@ -412,8 +416,7 @@ def _runs(view: memoryview, *, after_hole: bool) -> list[_Run]:
     """
     runs: list[_Run] = []
     step = len(_ZEROES)
-    # Only a block that begins with a zero can be one: one look tells for all of them.
-    if 0 not in bytes(view[::step]):
+    if not _has_zeroes(view, step):
         return [_Run(len(view), is_hole=False)]
     for at in range(0, len(view), step):
         block = view[at : at + step]
@@ -430,6 +433,17 @@ def _runs(view: memoryview, *, after_hole: bool) -> list[_Run]:
     if len(runs) > 1 and runs[0].is_hole and not after_hole and runs[0].stop < MIN_HOLE_BYTES:
         runs.pop(0)
     return runs
+
+
+def _has_zeroes(view: memoryview, step: int) -> bool:
+    """Whether any of its blocks is all zeroes. Only those that begin with a zero are looked at."""
+    heads = bytes(view[::step])
+    at = heads.find(0)
+    while at >= 0:
+        if _ZEROES.startswith(view[at * step : (at + 1) * step]):
+            return True
+        at = heads.find(0, at + 1)
+    return False
 
 
 def _fill_short_hole(runs: list[_Run]) -> None:

@@ -29,6 +29,7 @@ from dataplane.errors import (
     LeftoverBusyError,
     NotFoundError,
     ObjectBusyError,
+    ObjectChangedError,
     ObjectInUseError,
     OffloadDeclinedError,
     StalledError,
@@ -305,6 +306,43 @@ async def test_what_is_read_is_the_snapshot(ceph: Ceph) -> None:
         ceph.rbd("resize", "--size", "64", spec)
         assert await driver.stat(KEY) == made
         assert (await read_image(driver, KEY)).data == DATA
+
+
+async def test_a_piece_is_done_when_all_its_requests_are(ceph: Ceph) -> None:
+    """A piece is asked for in several requests; the first of these finds data, the others are beyond the end.
+    Until the last one is done its memory is written to.
+    """
+    data = image(3 * MIB)
+    buffer = chunk_buffer(8 * MIB)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    async with store(ceph) as driver:
+        await write_image(driver, KEY, data)
+        async with driver.open_read(KEY) as stream:
+            io = stream._io
+            assert await io.read(address, 4 * MIB, 0) == len(data)
+            assert buffer[: len(data)] == data
+            under_way = io.read(address, 8 * MIB, 0)
+            assert len(io._under_way) == 4
+            assert await under_way == -errno.EINVAL
+            assert not io._under_way
+            assert await io.read(address, 1, len(data) - 1) == 1
+
+
+async def test_an_image_whose_snapshot_went_to_the_trash_is_another(ceph: Ceph) -> None:
+    """Its clones keep the snapshot's data for a while: as long as one of them is not flattened."""
+    volume, spec = f"{ceph.pools[1]}/volume", f"{ceph.pools[0]}/{KEY}@snap"
+    async with store(ceph) as driver:
+        await write_image(driver, KEY, DATA)
+        ceph.rbd("clone", "--rbd-default-clone-format", "2", spec, volume)
+        async with driver.open_read(KEY) as stream:
+            assert (await drain(stream)).data == DATA
+            await stream.finish()
+            ceph.rbd("snap", "unprotect", spec)
+            ceph.rbd("snap", "rm", spec)
+            with pytest.raises(ObjectChangedError, match="without that snapshot"):
+                await stream.finish()
+    ceph.rbd("flatten", volume)
+    ceph.rbd("rm", volume)
 
 
 async def test_a_ring_that_comes_late_touches_no_closed_image(ceph: Ceph) -> None:
