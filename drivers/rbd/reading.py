@@ -7,7 +7,7 @@ import ctypes
 import errno
 import mmap
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -69,7 +69,8 @@ class ReadBuffer:
 
     def __init__(self) -> None:
         memory = mmap.mmap(-1, REQUEST_BYTES)
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # A kernel that has no huge pages refuses to be asked.
+            memory.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(memory)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
