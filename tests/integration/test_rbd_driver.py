@@ -900,8 +900,8 @@ async def test_the_event_loop_goes_on_while_the_osd_hangs(ceph: Ceph) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(write())
             await session_open.wait()
-            ceph.freeze_osd()
-            try:
+            with thawed_in_the_end(ceph):
+                ceph.freeze_osd()
                 calls = [driver.stat(KEY), driver.probe(), driver.delete(KEY), read_image(driver, KEY)]
                 waiting = [group.create_task(_outcome(call)) for call in calls]
                 worst = 0.0
@@ -911,11 +911,9 @@ async def test_the_event_loop_goes_on_while_the_osd_hangs(ceph: Ceph) -> None:
                     await asyncio.sleep(0.1)
                     worst = max(worst, time.monotonic() - begun)
                 assert not all(task.done() for task in waiting), "the calls do wait for the OSD"
-            finally:
-                ceph.thaw_osd()
         assert worst < 30, "by any clock: a call on the loop would have waited for its stall time-out"
         assert isinstance(waiting[1].result(), UnavailableError), "the probe has a clock of its own"
-        await driver.probe()
+        await _until_usable(driver)
 
 
 async def _outcome(call: Coroutine[Any, Any, object]) -> object:
